@@ -1,0 +1,211 @@
+"""``batch_norm``: the one function behind every layer. It checks the arguments and calls the operators."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .activation import ActivationLike, as_activation
+from .errors import ArgumentError, DtypeError, ShapeError, TooFewValuesError
+from .ops.eager import statistics_dtype
+
+__all__ = ["Nonfinite", "batch_norm"]
+
+Nonfinite: TypeAlias = Literal["skip", "propagate"]
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: ActivationLike = None,
+    residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    nonfinite: Nonfinite = "skip",
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    r"""Batch normalization, with an activation, a residual and a mask fused in.
+
+    .. math::
+
+        z = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta + \mathrm{residual},
+        \qquad y = \mathrm{activation}(z)
+
+    In training the moments are those of the batch, each channel's over all valid positions of all samples, with the
+    biased variance (Ioffe & Szegedy 2015, arXiv 1502.03167, Algorithm 1); the running buffers then move, in place, by
+    ``running = (1 − momentum)·running + momentum·batch``, with the *unbiased* variance. In evaluation the moments are
+    the running ones (Algorithm 2, line 11).
+
+    Args:
+        input: (N, C, \*spatial) of any strides; float32, float64, bfloat16 or float16.
+        running_mean: (C,) or None for no tracking; required in evaluation.
+        running_var: (C,) or None, together with ``running_mean``.
+        weight: gamma, (C,), or None for 1. Parameters have the input's dtype or, for half-precision input, float32.
+        bias: beta, (C,), or None for 0.
+        training: Whether to normalise by the batch's own moments.
+        momentum: The weight of the new batch in the running buffers, as in torch (Keras' is ``1 − momentum``): a
+            number, or a 0-d tensor on the input's device.
+        eps: Added to the variance, inside the root.
+        activation: A name (``"relu"``), an :class:`batchnorm.Activation`, a torch activation module, or None.
+        residual: Added before the activation; the input's shape, dtype and device.
+        mask: Bool, (N, \*spatial) or (N, 1, \*spatial), True where a position is valid. Other positions enter no
+            statistic, get no gradient and come out as 0. A channel with one valid value has variance 0; with none,
+            nothing is valid and nothing is written.
+        nonfinite: ``"skip"``: a batch with a NaN or infinite statistic in any channel leaves the buffers and
+            ``num_batches_tracked`` as they were. ``"propagate"``: it enters them, as in torch. Outputs and gradients
+            are the same either way.
+        num_batches_tracked: 0-d int64, counted up in place with every batch that enters the running buffers.
+
+    Returns:
+        (N, C, \*spatial) of the input's dtype.
+
+    Raises:
+        ShapeError: Fewer than two dimensions, or sizes that do not fit.
+        TooFewValuesError: One value a channel in training, without a mask.
+        DtypeError: An input that is not floating point, parameters of a dtype that does not go with it, a mask that
+            is not bool.
+        ArgumentError: Evaluation without running statistics, one of the two without the other, an unknown
+            activation or ``nonfinite``.
+
+    A forward pass that runs inside a backward pass is the recomputation of activation checkpointing: it leaves the
+    running buffers alone, which have seen this batch. Nothing here waits for the device.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
+        >>> batch_norm(x, None, None, training=True, activation="relu").round(decimals=3)
+        tensor([[0., 0.],
+                [1., 1.]])
+        >>> mean, var = torch.zeros(2), torch.ones(2)
+        >>> _ = batch_norm(x, mean, var, training=True, momentum=0.5)
+        >>> mean, var
+        (tensor([ 1., 10.]), tensor([  1.5000, 100.5000]))
+    """
+    activation = as_activation(activation)
+    _check(input, running_mean, running_var, weight, bias, training, nonfinite)
+    if residual is not None:
+        residual = _checked_residual(residual, input)
+    if mask is not None:
+        mask = _checked_mask(mask, input)
+    if not training:
+        assert running_mean is not None
+        assert running_var is not None
+        return ops.normalize(input, running_mean, running_var, weight, bias, residual, mask, eps, activation)
+    output, count, mean, var = ops.batch_norm(input, weight, bias, residual, mask, eps, activation)
+    if running_mean is not None and running_var is not None and not _is_recomputation():
+        if input.numel() == 0:
+            # As in torch: an empty batch counts, and has no statistics to move the buffers by.
+            if num_batches_tracked is not None:
+                num_batches_tracked.add_(1)
+        else:
+            skip = nonfinite == "skip"
+            buffers = (running_mean, running_var, num_batches_tracked)
+            ops.update_running(*buffers, count, mean, var, momentum, skip)
+    return output
+
+
+def _is_recomputation() -> bool:
+    # Whether this forward pass runs inside a backward pass. The call cannot be traced; a compiler that recomputes
+    # a region does so on its own graph, where the buffers' update stands once.
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _check(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    nonfinite: str,
+) -> None:
+    if input.dim() < 2:
+        raise ShapeError(
+            f"the input has shape {_shape(input)}, and batch norm needs (N, C, *spatial).",
+            "add the batch dimension: input.unsqueeze(0).",
+        )
+    if not input.is_floating_point():
+        raise DtypeError(f"the input is {input.dtype}, which has no mean.", "convert it: input.float().")
+    if (running_mean is None) != (running_var is None):
+        raise ArgumentError(
+            "only one of running_mean and running_var is given.", "give both, or neither for no tracking."
+        )
+    if not training and running_mean is None:
+        raise ArgumentError(
+            "evaluation needs running statistics, and running_mean is None.",
+            "give running_mean and running_var, or set training=True to normalise by the batch.",
+        )
+    if nonfinite not in ("skip", "propagate"):
+        raise ArgumentError(f"nonfinite={nonfinite!r} means nothing.", 'use "skip" or "propagate".')
+    for name, vector in (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    ):
+        if vector is not None:
+            _check_vector(name, vector, input)
+    if training and input.numel() == input.shape[1] and input.shape[1] > 0:
+        raise TooFewValuesError(
+            f"the input has shape {_shape(input)}: expected more than 1 value per channel when training.",
+            "use a larger batch, drop the last incomplete one (DataLoader(drop_last=True)), or call eval().",
+        )
+
+
+def _check_vector(name: str, vector: Tensor, input: Tensor) -> None:
+    channels = input.shape[1]
+    if vector.dim() != 1 or vector.shape[0] != channels:
+        raise ShapeError(
+            f"{name} has shape {_shape(vector)}, and the input {_shape(input)} has {channels} channels (dimension 1).",
+            f"{name} should contain {channels} elements"
+            + (", or transpose the input to (N, C, *spatial)." if input.shape[-1] == vector.numel() else "."),
+        )
+    # Buffers may be of any precision (they are converted); parameters take part in the arithmetic.
+    if not name.startswith("running") and vector.dtype not in (input.dtype, statistics_dtype(input.dtype)):
+        raise DtypeError(
+            f"{name} is {vector.dtype} and the input {input.dtype}.",
+            f"convert one of them, for example with layer.to({statistics_dtype(input.dtype)}).",
+        )
+
+
+def _checked_residual(residual: Tensor, input: Tensor) -> Tensor:
+    if residual.shape != input.shape:
+        raise ShapeError(
+            f"the residual has shape {_shape(residual)} and the input {_shape(input)}; nothing is broadcast.",
+            "bring the residual to the input's shape.",
+        )
+    if residual.dtype != input.dtype:
+        # Autocast mixes dtypes along a skip connection by design, and would convert here itself.
+        if not torch.is_autocast_enabled(input.device.type):
+            raise DtypeError(
+                f"the residual is {residual.dtype} and the input {input.dtype}.",
+                "convert it: residual.to(input.dtype).",
+            )
+        residual = residual.to(input.dtype)
+    return residual
+
+
+def _checked_mask(mask: Tensor, input: Tensor) -> Tensor:
+    if mask.dtype != torch.bool:
+        raise DtypeError(f"the mask is {mask.dtype}.", "convert it: mask.bool(), True where a position is valid.")
+    positions = (input.shape[0], *input.shape[2:])
+    if mask.dim() == input.dim() and mask.shape[1] == 1:
+        mask = mask.squeeze(1)
+    if mask.shape != positions:
+        raise ShapeError(
+            f"the mask has shape {_shape(mask)} and the input {_shape(input)}.",
+            f"a mask says which positions are valid, for all channels alike: shape {positions}.",
+        )
+    return mask

@@ -1,0 +1,102 @@
+"""What all norm layers share: buffers that torch's checkpoints fit, and the way from a layer to the function."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..activation import ActivationLike
+from ..errors import ArgumentError, ShapeError
+from ..functional import Nonfinite, batch_norm
+
+__all__ = ["Norm"]
+
+
+class Norm(_NormBase):
+    """A norm layer with torch's parameters, buffers and ``state_dict`` (a mixin: torch's class may follow it).
+
+    A subclass sets ``dims``: the numbers of dimensions its input may have.
+    """
+
+    dims: tuple[int, ...]
+    nonfinite: Nonfinite
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        nonfinite: Nonfinite = "skip",
+    ) -> None:
+        if num_features < 0:
+            raise ArgumentError(f"num_features={num_features} is negative.", "give the number of channels.")
+        if nonfinite not in ("skip", "propagate"):
+            raise ArgumentError(f"nonfinite={nonfinite!r} means nothing.", 'use "skip" or "propagate".')
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        if not bias:
+            self.register_parameter("bias", None)
+        self.nonfinite = nonfinite
+
+    def reset_parameters(self) -> None:
+        """Gamma = 1, beta = 0, and the running statistics of no batches: mean 0, variance 1."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            torch.nn.init.ones_(self.weight)
+        if self.bias is not None:
+            torch.nn.init.zeros_(self.bias)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in self.dims:
+            expected = " or ".join(f"{dim}D" for dim in self.dims)
+            raise ShapeError(
+                f"expected {expected} input (got {input.dim()}D input of shape {tuple(input.shape)}).",
+                f"use the layer for (N, C, *spatial) input of {input.dim()} dimensions, or reshape."
+                if 2 <= input.dim() <= 5
+                else "give (N, C, *spatial) input.",
+            )
+
+    def _normalize(
+        self, input: Tensor, residual: Tensor | None, mask: Tensor | None, activation: ActivationLike
+    ) -> Tensor:
+        self._check_input_dim(input)
+        training = self.training or (self.running_mean is None and self.running_var is None)
+        tracked = not self.training or self.track_running_stats
+        momentum: float | Tensor | None = self.momentum
+        if momentum is None:
+            momentum = self._cumulative_momentum()
+        return batch_norm(
+            input,
+            self.running_mean if tracked else None,
+            self.running_var if tracked else None,
+            self.weight,
+            self.bias,
+            training,
+            momentum,
+            self.eps,
+            activation=activation,
+            residual=residual,
+            mask=mask,
+            nonfinite=self.nonfinite,
+            num_batches_tracked=self.num_batches_tracked,
+        )
+
+    def _cumulative_momentum(self) -> float | Tensor:
+        # 1/n for the n-th batch. The count stays on its device: reading it would wait for it. A layer without a
+        # count leaves its buffers as they are, as torch's does.
+        seen = self.num_batches_tracked
+        return 0.0 if seen is None or not self.training else 1.0 / (seen + 1)
+
+    def extra_repr(self) -> str:
+        """Arguments as given; those of ours only where they differ from the default."""
+        shown = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
+        if self.affine and self.bias is None:
+            shown += ", bias=False"
+        shown += f", track_running_stats={self.track_running_stats}"
+        return shown if self.nonfinite == "skip" else f"{shown}, nonfinite={self.nonfinite!r}"

@@ -1,0 +1,269 @@
+"""How autograd meets the operators: what is kept for the backward pass, and the gradients.
+
+There is one way in for each of the two modes, and four roads behind it:
+
+- Traced by ``torch.compile`` or ``torch.export``: the operator ``torch.ops.batchnorm.forward``, which carries the
+  same rules by ``torch.library`` (an ``autograd.Function`` with a ``jvp`` cannot be traced whole); inside a
+  ``torch.func`` transform, which operators with such rules do not survive, plain torch operations.
+- Nothing to differentiate: the kernel itself.
+- Forward mode: plain torch operations. (An operator with ``register_autograd`` returns zeros under
+  ``torch.func.jvp`` without a word, and the ``jvp`` of an ``autograd.Function`` is wrong once nested, as in
+  ``jacfwd(jacfwd(f))``: torch runs it with the outer level switched off.)
+- Else :class:`_BatchNorm`, an ``autograd.Function`` with ``vmap``. (An operator fails under ``torch.func.grad``.)
+
+Kept for the backward pass: the input, per-channel vectors, and with a residual either one bit an element
+(piecewise linear activations) or the residual itself (the smooth ones). Never the output, never z.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from ..activation import Activation
+from ..errors import ArgumentError
+from . import eager, native
+from .dispatch import kernels
+from .schema import LIBRARY
+
+__all__ = ["batch_norm", "normalize", "update_running"]
+
+
+def batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training: ``output``, and the batch's ``count``, ``mean`` and biased ``var``, through which no gradient flows."""
+    arguments = (input, weight, bias, residual, mask, eps)
+    transformed = torch._C._are_functorch_transforms_active()
+    traced = torch.compiler.is_compiling()
+    if _has_tangents() or (traced and transformed):
+        return eager.forward(*arguments, activation, False)[:4]
+    differentiable = _differentiable(input, weight, bias, residual)
+    # Under vmap the bits of several models would share bytes: the residual is kept there instead.
+    keep_bits = residual is not None and activation.needs_bit and differentiable and not transformed
+    if traced:
+        described = (activation.name, list(activation.parameters))
+        return torch.ops.batchnorm.forward(*arguments, *described, keep_bits)[:4]
+    if transformed or differentiable:
+        return _BatchNorm.apply(*arguments, activation, keep_bits)[:4]
+    return kernels(input, mask).forward(*arguments, activation, keep_bits)[:4]
+
+
+def normalize(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> Tensor:
+    """Evaluation: ``output`` by the statistics given, through which no gradient flows.
+
+    In a graph (compiled, exported, transformed) these are torch's own operators: a compiler fuses them with their
+    neighbours, and ONNX gets its standard nodes. Elsewhere less is kept for the backward pass than they would.
+    """
+    arguments = (input, mean, var, weight, bias, residual, mask, eps, activation)
+    in_graph = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if in_graph or _has_tangents() or not _differentiable(input, weight, bias, residual):
+        return native.normalize(*arguments)
+    return _Normalize.apply(*arguments)
+
+
+def _differentiable(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _has_tangents() -> bool:
+    return forward_ad._current_level >= 0
+
+
+def _keep(
+    ctx: Any,
+    input: Tensor,
+    layer: tuple[Tensor | None, ...],
+    bits: Tensor | None,
+    count: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> None:
+    mean, var, weight, bias, residual, mask = layer
+    # z is computed again from these where the activation's derivative asks for it.
+    needs_z = activation.name != "identity" and bits is None
+    ctx.save_for_backward(
+        input,
+        mean,
+        var,
+        weight,
+        bias if needs_z else None,
+        residual if needs_z else None,
+        mask,
+        bits,
+        count,
+    )
+    ctx.eps, ctx.activation = eps, activation
+    ctx.dtypes = tuple(None if vector is None else vector.dtype for vector in (weight, bias))
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad_output: Tensor | None, wants_residual: bool) -> tuple[Tensor | None, ...]:
+    """The gradients of input, weight, bias and residual."""
+    if grad_output is None:
+        return None, None, None, None
+    input, mean, var, weight, bias, residual, mask, bits, count = ctx.saved_tensors
+    activation = ctx.activation
+    layer = (mean, var, weight, bias, residual, mask, bits, count)
+    if torch.is_grad_enabled():
+        # The gradient is differentiated again: plain operations, on moments that depend on the input.
+        if count is not None:
+            layer = (*eager.moments(input, mask)[1:], *layer[2:])
+        gradients = eager.backward(grad_output, input, *layer, ctx.eps, activation)
+    elif getattr(ctx, "traced", False):
+        described = (activation.name, list(activation.parameters))
+        gradients = torch.ops.batchnorm.backward(grad_output, input, *layer, ctx.eps, *described, wants_residual)
+    else:
+        gradients = kernels(input, mask).backward(grad_output, input, *layer, ctx.eps, activation)
+    dx, dweight, dbias, dresidual = gradients
+    weight_dtype, bias_dtype = ctx.dtypes
+    return (
+        dx,
+        dweight.to(weight_dtype) if weight_dtype is not None else None,
+        dbias.to(bias_dtype) if bias_dtype is not None else None,
+        dresidual if wants_residual else None,
+    )
+
+
+class _BatchNorm(torch.autograd.Function):
+    """Training mode. Inputs: input, weight, bias, residual, mask, eps, activation, keep_bits."""
+
+    @staticmethod
+    def forward(input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        output: tuple[Tensor, ...] = kernels(input, arguments[3]).forward(input, *arguments)
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        input, weight, bias, residual, mask, eps, activation, keep_bits = inputs
+        _, count, mean, var, bits = output
+        layer = (mean, var, weight, bias, residual, mask)
+        _keep(ctx, input, layer, bits if keep_bits else None, count, eps, activation)
+        ctx.mark_non_differentiable(count, mean, var, bits)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, grad_output, ctx.needs_input_grad[3]), None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
+        """Several models at once are one model with more channels."""
+        input, weight, bias, residual, mask, eps, activation, keep_bits = arguments
+        if in_dims[4] is not None:  # a mask each: channels of one layer would differ in their count
+            plain = torch.vmap(eager.forward, in_dims=in_dims)
+            return plain(*arguments), (0, 0, 0, 0, 0)
+        models = info.batch_size
+
+        def images(x: Tensor | None, dim: int | None) -> Tensor | None:
+            if x is None:
+                return None
+            x = x.unsqueeze(1).expand(-1, models, *x.shape[1:]) if dim is None else x.movedim(dim, 1)
+            return x.flatten(1, 2)  # (N, models·C, *spatial)
+
+        def vectors(x: Tensor | None, dim: int | None) -> Tensor | None:
+            if x is None:
+                return None
+            return (x.expand(models, -1) if dim is None else x.movedim(dim, 0)).flatten()  # (models·C,)
+
+        output, count, mean, var, bits = _BatchNorm.apply(
+            images(input, in_dims[0]),
+            vectors(weight, in_dims[1]),
+            vectors(bias, in_dims[2]),
+            images(residual, in_dims[3]),
+            mask,
+            eps,
+            activation,
+            keep_bits,
+        )
+        split = (output.unflatten(1, (models, -1)), count, mean.view(models, -1), var.view(models, -1), bits)
+        return split, (1, None, 0, 0, None)
+
+
+class _Normalize(torch.autograd.Function):
+    """Evaluation mode. Inputs: input, mean, var, weight, bias, residual, mask, eps, activation."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Tensor:
+        return native.normalize(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, *layer, eps, activation = inputs
+        _keep(ctx, input, tuple(layer), None, None, eps, activation)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        dx, dweight, dbias, dresidual = _gradients(ctx, grad_output, ctx.needs_input_grad[5])
+        return dx, None, None, dweight, dbias, dresidual, None, None, None
+
+
+class _TracedBatchNorm(_BatchNorm):
+    """The rules of ``torch.ops.batchnorm.forward``, whose backward stays an operator in the graph."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, eps, name, parameters, keep_bits = inputs
+        activation = Activation.of(name, parameters)
+        _BatchNorm.setup_context(ctx, (*tensors, eps, activation, keep_bits), output)
+        ctx.traced = True
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        return *_BatchNorm.backward(ctx, grad_output), None
+
+
+torch.library.register_autograd(
+    "batchnorm::forward",
+    _TracedBatchNorm.backward,
+    setup_context=_TracedBatchNorm.setup_context,
+    lib=LIBRARY,
+)
+
+
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    count: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float | Tensor,
+    skip_nonfinite: bool,
+) -> None:
+    """Move the running buffers, in place and without gradient; see :func:`eager.update_running`."""
+    arguments = (running_mean, running_var, num_batches_tracked, count, mean, var, momentum, skip_nonfinite)
+    if torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+        overload = "tensor" if isinstance(momentum, Tensor) else "default"
+        getattr(torch.ops.batchnorm.update_running, overload)(*arguments)
+    else:
+        _check_models(running_mean, mean)
+        with torch.no_grad():
+            eager.update_running(*arguments)
+
+
+def _check_models(running_mean: Tensor, mean: Tensor) -> None:
+    is_batched = torch._C._functorch.is_batchedtensor
+    if is_batched(mean) and not is_batched(running_mean):
+        raise ArgumentError(
+            "under vmap each model has statistics of its own, and the running buffers are those of one model.",
+            "stack the buffers too (torch.func.stack_module_state), call eval(), or set track_running_stats=False.",
+        )

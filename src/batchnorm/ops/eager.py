@@ -1,0 +1,329 @@
+"""Plain-torch kernels: the readable specification of every operator, and the kernel of last resort.
+
+Every function is out of place and differentiable to any order, in reverse and forward mode and under
+``torch.func``: the same lines serve as kernels (where nothing faster applies) and as the formulas that higher
+derivatives are taken of.
+
+Shapes, throughout: ``input`` (N, C, *spatial) with any strides, ``mask`` (N, *spatial) bool with ``True`` where a
+position is valid, per-channel vectors (C,), ``count`` () int64. ``D`` stands for all dimensions but the channel's.
+Statistics are float32 for half-precision input and the input's dtype otherwise.
+
+With ``x̂ = (x − mean) / √(var + eps)`` every layer computes
+
+    z = x̂ · weight + bias + residual,        y = activation(z),        y = 0 where the mask is False
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..activation import Activation
+
+__all__ = [
+    "backward",
+    "forward",
+    "grad_input",
+    "grad_sums",
+    "moments",
+    "normalize",
+    "statistics_dtype",
+    "update_running",
+]
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that statistics of such an input are computed and kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def as_statistics(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in the dtype that statistics of an input of ``dtype`` are kept in."""
+    # `to` would say the same; but an exported graph records each call, even one that does nothing.
+    dtype = statistics_dtype(dtype)
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _but_channel(x: Tensor) -> list[int]:
+    return [0, *range(2, x.dim())]
+
+
+def _per_channel(vector: Tensor, x: Tensor) -> Tensor:
+    return as_statistics(vector, x.dtype).view([1, -1] + [1] * (x.dim() - 2))  # (C,) -> (1, C, 1, ...)
+
+
+def _positions(mask: Tensor) -> Tensor:
+    return mask.unsqueeze(1)  # (N, *spatial) -> (N, 1, *spatial)
+
+
+def count_values(x: Tensor, mask: Tensor | None) -> Tensor:
+    """How many values each channel has, as a 0-d int64 tensor on the input's device: no synchronisation."""
+    if mask is None:
+        values = x.numel() // x.shape[1] if x.shape[1] else 0
+        return torch.full((), values, dtype=torch.int64, device=x.device)
+    return mask.sum(dtype=torch.int64)
+
+
+def moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and biased variance of every channel (Algorithm 1, lines 1 and 2).
+
+    Corrected two-pass: the rounding error of the mean, ``shift``, is measured on the centred values and taken out
+    of both moments, so that a large mean with a small spread loses nothing (Chan, Golub & LeVeque 1983).
+
+    Returns:
+        ``count`` () int64, ``mean`` (C,) and ``var`` (C,); mean and variance of nothing are 0.
+    """
+    dims = _but_channel(input)
+    x = as_statistics(input, input.dtype)  # (N, C, *spatial)
+    count = count_values(input, mask)  # ()
+    values = count.clamp(min=1).to(x.dtype)  # ()
+    if mask is not None:
+        x = torch.where(_positions(mask), x, 0.0)  # never a product: padding may hold NaN
+    mean = x.sum(dims) / values  # (C,)
+    centred = x - _per_channel(mean.detach(), x)  # (N, C, *spatial)
+    if mask is not None:
+        centred = torch.where(_positions(mask), centred, 0.0)
+    shift = centred.sum(dims) / values  # (C,)
+    squares = (centred * centred).sum(dims) / values  # (C,)
+    var = (squares - shift * shift).clamp(min=0)  # (C,)
+    return count, mean.detach() + shift, var
+
+
+def normalize(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> Tensor:
+    """``y = activation(x̂·weight + bias + residual)`` with the statistics given (Algorithm 1, lines 3 and 4).
+
+    Returns:
+        ``output`` (N, C, *spatial) of the input's dtype.
+    """
+    z = _preactivation(input, mean, var, weight, bias, residual, eps)
+    return _finish(z, mask, activation).to(input.dtype)
+
+
+def _finish(z: Tensor, mask: Tensor | None, activation: Activation) -> Tensor:
+    output = activation(z)
+    return output if mask is None else torch.where(_positions(mask), output, 0.0)
+
+
+def _standardized(input: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    # The difference first: mean·invstd subtracted from x·invstd would cancel where the mean is large.
+    return (input - _per_channel(mean, input)) * torch.rsqrt(_per_channel(var, input) + eps)  # (N, C, *spatial)
+
+
+def _preactivation(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+) -> Tensor:
+    z = _standardized(input, mean, var, eps)  # (N, C, *spatial), in the statistics' dtype
+    if weight is not None:
+        z = z * _per_channel(weight, input)
+    if bias is not None:
+        z = z + _per_channel(bias, input)
+    return z if residual is None else z + residual
+
+
+def _grad_preactivation(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    bits: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> Tensor:
+    dz = as_statistics(grad_output, input.dtype)  # (N, C, *spatial)
+    if bits is not None:
+        dz = dz * activation.slope(unpack_bits(bits, input), dz)
+    elif activation.name != "identity":
+        dz = dz * activation.derivative(_preactivation(input, mean, var, weight, bias, residual, eps))
+    if mask is not None:
+        dz = torch.where(_positions(mask), dz, 0.0)
+    return dz
+
+
+def _standardized_or_zero(input: Tensor, mean: Tensor, var: Tensor, mask: Tensor | None, eps: float) -> Tensor:
+    standardized = _standardized(input, mean, var, eps)
+    return standardized if mask is None else torch.where(_positions(mask), standardized, 0.0)
+
+
+def grad_sums(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    bits: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> tuple[Tensor, Tensor]:
+    """``Σ dz`` and ``Σ dz·x̂`` over D: the gradients of bias and weight, and what the input's gradient needs.
+
+    Returns:
+        ``sum_dz`` (C,) and ``sum_dz_standardized`` (C,), in the statistics' dtype.
+    """
+    dz = _grad_preactivation(grad_output, input, mean, var, weight, bias, residual, mask, bits, eps, activation)
+    dims = _but_channel(input)
+    return dz.sum(dims), (dz * _standardized_or_zero(input, mean, var, mask, eps)).sum(dims)
+
+
+def grad_input(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    bits: Tensor | None,
+    count: Tensor | None,
+    sum_dz: Tensor | None,
+    sum_dz_standardized: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> tuple[Tensor, Tensor]:
+    """The gradients of input and residual, ``dresidual = dz`` and (§3, the chain rule, collapsed).
+
+        dx = weight / √(var + eps) · (dz − Σdz / count − x̂ · Σ(dz·x̂) / count)
+
+    Without the sums the statistics are constants (evaluation) and ``dx = weight / √(var + eps) · dz``.
+
+    Returns:
+        ``grad_input`` and ``grad_residual``, both (N, C, *spatial) of the input's dtype.
+    """
+    dz = _grad_preactivation(grad_output, input, mean, var, weight, bias, residual, mask, bits, eps, activation)
+    dx = dz
+    if count is not None and sum_dz is not None and sum_dz_standardized is not None:
+        values = count.clamp(min=1).to(dz.dtype)
+        standardized = _standardized_or_zero(input, mean, var, mask, eps)
+        dx = dx - _per_channel(sum_dz / values, input)
+        dx = dx - standardized * _per_channel(sum_dz_standardized / values, input)
+    scale = torch.rsqrt(_per_channel(var, input) + eps)
+    dx = dx * (scale if weight is None else scale * _per_channel(weight, input))
+    if mask is not None:
+        dx = torch.where(_positions(mask), dx, 0.0)
+    return dx.to(input.dtype), dz.to(input.dtype)
+
+
+def forward(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+    keep_bits: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Training: ``moments`` and ``normalize`` in one call (Algorithm 1).
+
+    Returns:
+        ``output``, ``count``, ``mean``, ``var`` and ``bits``: with ``keep_bits`` one bit an element that says on
+        which side of the activation's kink z was, so that the backward pass needs no residual; else empty.
+    """
+    count, mean, var = moments(input, mask)
+    z = _preactivation(input, mean, var, weight, bias, residual, eps)
+    bits = pack_bits(activation.is_on(z)) if keep_bits else no_bits(input)
+    return _finish(z, mask, activation).to(input.dtype), count, mean, var, bits
+
+
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    bits: Tensor | None,
+    count: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``grad_sums`` and ``grad_input`` in one call; without ``count`` the statistics are constants (evaluation).
+
+    Returns:
+        ``grad_input``, ``grad_weight``, ``grad_bias``, ``grad_residual``; those of the parameters in the
+        statistics' dtype, (C,).
+    """
+    layer = (grad_output, input, mean, var, weight, bias, residual, mask, bits)
+    sum_dz, sum_dz_standardized = grad_sums(*layer, eps, activation)
+    if count is None:
+        dx, dresidual = grad_input(*layer, None, None, None, eps, activation)
+    else:
+        dx, dresidual = grad_input(*layer, count, sum_dz, sum_dz_standardized, eps, activation)
+    return dx, sum_dz_standardized, sum_dz, dresidual
+
+
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    count: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float | Tensor,
+    skip_nonfinite: bool,
+) -> None:
+    """In place, ``running = (1 − momentum)·running + momentum·batch``, the variance by Bessel's correction.
+
+    Nothing moves, the count of batches included, where the batch has fewer than two values a channel (it has no
+    unbiased variance) or, with ``skip_nonfinite``, where any channel's statistic is not finite in the buffer's dtype.
+    """
+    values = count.to(var.dtype)
+    unbiased = var * (values / (values - 1).clamp(min=1))
+    batch_mean, batch_var = mean.to(running_mean.dtype), unbiased.to(running_var.dtype)
+    valid = count > 1
+    if skip_nonfinite:
+        # 0·v is NaN exactly where v is NaN or inf, and a sum of zeros cannot overflow.
+        valid = valid & torch.isfinite((batch_mean * 0 + batch_var * 0).sum())
+    for running, batch in ((running_mean, batch_mean), (running_var, batch_var)):
+        moved = running * (1 - momentum) + batch * momentum
+        running.copy_(torch.where(valid, moved.to(running.dtype), running))
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(valid.to(num_batches_tracked.dtype))
+
+
+def no_bits(like: Tensor) -> Tensor:
+    """What stands for the bits where none are kept: an operator cannot return nothing."""
+    return torch.empty(0, dtype=torch.uint8, device=like.device)
+
+
+def pack_bits(on: Tensor) -> Tensor:
+    """A bool tensor as uint8, eight elements a byte, in the order of its dimensions."""
+    flat = on.flatten()
+    if flat.numel() % 8:
+        flat = torch.nn.functional.pad(flat, (0, 8 - flat.numel() % 8))
+    eights = flat.view(-1, 8)
+    packed = eights[:, 0].to(torch.uint8)
+    for place in range(1, 8):
+        packed = packed | (eights[:, place].to(torch.uint8) << place)
+    return packed
+
+
+def unpack_bits(bits: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`pack_bits`: a bool tensor of the shape of ``like``."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (((bits.unsqueeze(1) >> places) & 1) != 0).flatten()[: like.numel()].view(like.shape)

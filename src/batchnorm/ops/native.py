@@ -1,0 +1,164 @@
+"""The same operators by torch's own kernels: three times faster on a CPU than plain torch, masks excepted.
+
+What torch's kernels do not keep is put right here: the output has the input's strides, statistics of half-precision
+input are float32, the variance is exact where it is far below eps, and nothing is kept but what the contract says.
+Each function computes what the one of its name in :mod:`batchnorm.ops.eager` specifies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..activation import Activation
+from . import eager
+
+__all__ = ["backward", "forward", "normalize", "serves"]
+
+
+_aten = torch.ops.aten
+
+# dz from dy and z in one pass each; Activation.derivative is the formula.
+_ACTIVATION_BACKWARD: dict[str, Callable[..., Tensor]] = {
+    "relu": lambda dy, z: _aten.threshold_backward(dy, z, 0.0),
+    "leaky_relu": lambda dy, z, slope: _aten.leaky_relu_backward(dy, z, slope, False),
+    "relu6": lambda dy, z: _aten.hardtanh_backward(dy, z, 0.0, 6.0),
+    "hardtanh": _aten.hardtanh_backward,
+    "silu": _aten.silu_backward,
+    "hardswish": _aten.hardswish_backward,
+    "gelu": _aten.gelu_backward,
+    "gelu_tanh": lambda dy, z: _aten.gelu_backward(dy, z, approximate="tanh"),
+    "sigmoid": lambda dy, z: _aten.sigmoid_backward(dy, torch.sigmoid(z)),
+    "tanh": lambda dy, z: _aten.tanh_backward(dy, torch.tanh(z)),
+    "elu": lambda dy, z, alpha: _aten.elu_backward(dy, alpha, 1.0, 1.0, False, z),
+}
+
+
+def serves(input: Tensor, mask: Tensor | None) -> bool:
+    """Whether torch's kernels can do this: no mask, and two values a channel at the least."""
+    return mask is None and input.numel() >= 2 * max(input.shape[1], 1)
+
+
+def _as_rows(x: Tensor) -> Tensor:
+    """``x`` as torch's kernels take it best: (N·spatial, C) where channels are innermost, else as it is.
+
+    A sequence stored (N, L, C) and seen as (N, C, L) is one such: torch would walk it value by value.
+    """
+    if x.dim() == 3 and not x.is_contiguous():
+        rows = x.transpose(1, 2)
+        if rows.is_contiguous():
+            return rows.reshape(-1, x.shape[1])
+    return x
+
+
+def _like_input(output: Tensor, input: Tensor) -> Tensor:
+    if output.dim() != input.dim():
+        return output.view(input.shape[0], input.shape[2], input.shape[1]).transpose(1, 2)
+    expected = torch.empty_like(input)  # strides as elementwise operators of torch give them
+    return output if output.stride() == expected.stride() else expected.copy_(output)
+
+
+def normalize(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> Tensor:
+    """As :func:`eager.normalize`, by ``torch.batch_norm``: differentiable, and exported as standard nodes."""
+    z = _evaluate(input, mean, var, weight, bias, eps)
+    if residual is not None:
+        z = z + residual
+    # An activation may widen half precision under autocast; the output has the input's dtype.
+    output = activation(z)
+    if output.dtype != input.dtype:
+        output = output.to(input.dtype)
+    return output if mask is None else torch.where(mask.unsqueeze(1), output, 0.0)
+
+
+def _evaluate(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    # torch wants all per-channel vectors of one dtype; for half-precision input that is float32.
+    weight, bias = (None if vector is None else eager.as_statistics(vector, x.dtype) for vector in (weight, bias))
+    mean, var = eager.as_statistics(mean, x.dtype), eager.as_statistics(var, x.dtype)
+    return torch.batch_norm(x, weight, bias, mean, var, False, 0.0, eps, False)
+
+
+def forward(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+    keep_bits: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`eager.forward`; ``serves(input, mask)`` must hold."""
+    x = _as_rows(input)
+    dtype = eager.statistics_dtype(x.dtype)
+    # Buffers that are overwritten (momentum 1) hand out the moments themselves: the variance recovered from the
+    # saved 1/√(var + eps) would be lost where it is below eps.
+    mean = torch.zeros(x.shape[1], dtype=dtype, device=x.device)
+    unbiased = torch.zeros_like(mean)
+    # Without a weight of that dtype torch takes the statistics of half-precision input in half precision.
+    scale = torch.ones_like(mean) if weight is None and x.dtype != dtype else weight
+    scale, shift = (None if vector is None else vector.to(dtype) for vector in (scale, bias))
+    z, _, _ = torch.native_batch_norm(x, scale, shift, mean, unbiased, True, 1.0, eps)
+    values = x.numel() // x.shape[1]
+    z = _like_input(z, input)
+    if residual is not None:
+        z += residual
+    bits = eager.pack_bits(activation.is_on(z)) if keep_bits else eager.no_bits(input)
+    count = torch.full((), values, dtype=torch.int64, device=x.device)
+    return activation(z).to(input.dtype), count, mean, unbiased * ((values - 1) / values), bits
+
+
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    bits: Tensor | None,
+    count: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`eager.backward`; ``serves(input, mask)`` must hold."""
+    x = _as_rows(input)
+    dtype = eager.statistics_dtype(x.dtype)
+    mean, var = mean.to(dtype), var.to(dtype)
+    dz = grad_output
+    if bits is not None:
+        dz = grad_output * activation.slope(eager.unpack_bits(bits, input), grad_output)
+    elif activation.name != "identity":
+        z = _like_input(_evaluate(x, mean, var, weight, bias, eps), input)
+        if residual is not None:
+            z += residual
+        dz = _ACTIVATION_BACKWARD[activation.name](grad_output, z, *activation.parameters)
+    training = count is not None
+    scale = torch.ones_like(mean) if weight is None and x.dtype != dtype else weight
+    scale = None if scale is None else scale.to(dtype)
+    invstd = torch.rsqrt(var + eps)
+    dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+        dz if x is input else dz.transpose(1, 2).reshape(x.shape),
+        x,
+        scale,
+        mean,
+        var,
+        mean,
+        invstd,
+        training,
+        eps,
+        [True, True, True],
+    )
+    return _like_input(dx, input), dweight, dbias, dz

@@ -1,0 +1,168 @@
+"""Every operator's signature and fake, on one screen. ``torch.ops.batchnorm`` holds what is defined here.
+
+Formulas and shapes are those of :mod:`batchnorm.ops.eager`; here stand the contract's outer sides:
+
+- Operators are functional but for ``update_running``: one that mutates cannot carry an autograd formula.
+- An output that was not asked for is a tensor of no elements, since an operator cannot return nothing.
+- ``output``, ``grad_input`` and ``grad_residual`` have the strides that ``torch.empty_like(input)`` has.
+- The layout of ``bits`` belongs to the kernel that wrote them: only its own backward reads them.
+
+The Python implementations serve every device and ask :mod:`batchnorm.ops.dispatch`; a compiled kernel registers
+for its own dispatch key (CPU, CUDA) and comes before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..activation import Activation
+from . import eager
+from .dispatch import kernels
+
+__all__ = ["LIBRARY", "SCHEMAS"]
+
+_LAYER = "Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask"
+_ACTIVATION = "float eps, str activation, float[] parameters"
+_RUNNING = "Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked"
+_BATCH = "Tensor count, Tensor mean, Tensor var"
+
+SCHEMAS = (
+    "moments(Tensor input, Tensor? mask) -> (Tensor count, Tensor mean, Tensor var)",
+    f"normalize(Tensor input, {_LAYER}, {_ACTIVATION}) -> Tensor",
+    f"grad_sums(Tensor grad_output, Tensor input, {_LAYER}, Tensor? bits, {_ACTIVATION})"
+    " -> (Tensor sum_dz, Tensor sum_dz_standardized)",
+    f"grad_input(Tensor grad_output, Tensor input, {_LAYER}, Tensor? bits, Tensor? count, Tensor? sum_dz,"
+    f" Tensor? sum_dz_standardized, {_ACTIVATION}, bool keep_residual)"
+    " -> (Tensor grad_input, Tensor grad_residual)",
+    "forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask,"
+    f" {_ACTIVATION}, bool keep_bits) -> (Tensor output, Tensor count, Tensor mean, Tensor var, Tensor bits)",
+    f"backward(Tensor grad_output, Tensor input, {_LAYER}, Tensor? bits, Tensor? count, {_ACTIVATION},"
+    " bool keep_residual)"
+    " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+    f"update_running({_RUNNING}, {_BATCH}, float momentum, bool skip_nonfinite) -> ()",
+    f"update_running.tensor({_RUNNING}, {_BATCH}, Tensor momentum, bool skip_nonfinite) -> ()",
+)
+
+LIBRARY = torch.library.Library("batchnorm", "DEF")
+
+
+def _operator(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"batchnorm::{name}", fake, lib=LIBRARY)
+
+
+# Arguments pass through here as they come: their number and kinds are the schema's to check.
+_eager: Any = eager
+
+
+def _conform(output: Tensor, input: Tensor, wanted: bool = True) -> Tensor:
+    if not wanted:
+        return output.new_empty(0)
+    expected = torch.empty_like(input)
+    same = output.stride() == expected.stride() and output.dtype == expected.dtype
+    return output if same else expected.copy_(output)
+
+
+def _moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return eager.moments(input, mask)
+
+
+def _normalize(input: Tensor, *arguments: Any) -> Tensor:
+    *layer, eps, name, parameters = arguments
+    kernel = kernels(input, layer[-1])
+    return _conform(kernel.normalize(input, *layer, eps, Activation.of(name, parameters)), input)
+
+
+def _grad_sums(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *layer, name, parameters = arguments
+    sums: tuple[Tensor, Tensor] = _eager.grad_sums(grad_output, input, *layer, Activation.of(name, parameters))
+    return sums
+
+
+def _grad_input(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    *layer, name, parameters, keep_residual = arguments
+    dx, dz = _eager.grad_input(grad_output, input, *layer, Activation.of(name, parameters))
+    return _conform(dx, input), _own(_conform(dz, input, keep_residual), grad_output)
+
+
+def _own(gradient: Tensor, grad_output: Tensor) -> Tensor:
+    return gradient.clone() if gradient is grad_output else gradient  # no output may be an input
+
+
+def _forward(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    name: str,
+    parameters: Sequence[float],
+    keep_bits: bool,
+) -> tuple[Tensor, ...]:
+    output, *kept = kernels(input, mask).forward(
+        input, weight, bias, residual, mask, eps, Activation.of(name, parameters), keep_bits
+    )
+    return _conform(output, input), *kept
+
+
+def _backward(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *layer, eps, name, parameters, keep_residual = arguments
+    kernel = kernels(input, layer[5])
+    dx, dweight, dbias, dz = kernel.backward(grad_output, input, *layer, eps, Activation.of(name, parameters))
+    return _conform(dx, input), dweight, dbias, _own(_conform(dz, input, keep_residual), grad_output)
+
+
+def _vector(input: Tensor) -> Tensor:
+    return input.new_empty(input.shape[1], dtype=eager.statistics_dtype(input.dtype))
+
+
+def _fake_moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return input.new_empty((), dtype=torch.int64), _vector(input), _vector(input)
+
+
+def _fake_gradients(input: Tensor, keep_residual: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(input), torch.empty_like(input) if keep_residual else input.new_empty(0)
+
+
+def _fake_forward(input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    bits = (input.numel() + 7) // 8 if arguments[-1] else 0
+    return torch.empty_like(input), *_fake_moments(input, None), input.new_empty(bits, dtype=torch.uint8)
+
+
+def _fake_backward(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    dx, dresidual = _fake_gradients(input, arguments[-1])
+    return dx, _vector(input), _vector(input), dresidual
+
+
+_IMPLEMENTATIONS: tuple[tuple[Callable[..., Any], ...], tuple[Callable[..., Any], ...]] = (
+    (
+        _moments,
+        _normalize,
+        _grad_sums,
+        _grad_input,
+        _forward,
+        _backward,
+        eager.update_running,
+        eager.update_running,
+    ),
+    (
+        _fake_moments,
+        lambda input, *arguments: torch.empty_like(input),
+        lambda grad_output, input, *arguments: (_vector(input), _vector(input)),
+        lambda grad_output, input, *arguments: _fake_gradients(input, arguments[-1]),
+        _fake_forward,
+        _fake_backward,
+        lambda *arguments: None,
+        lambda *arguments: None,
+    ),
+)
+
+for _schema, _implementation, _fake in zip(SCHEMAS, *_IMPLEMENTATIONS, strict=True):
+    _operator(_schema, _implementation, _fake)
