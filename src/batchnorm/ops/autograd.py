@@ -27,7 +27,7 @@ from ..activation import Activation
 from ..errors import ArgumentError
 from . import eager, native
 from .dispatch import kernels
-from .schema import LIBRARY
+from .schema import LIBRARY, conform
 
 __all__ = ["batch_norm", "normalize", "update_running"]
 
@@ -76,9 +76,11 @@ def normalize(
     """
     arguments = (input, mean, var, weight, bias, residual, mask, eps, activation)
     in_graph = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if in_graph or _has_tangents() or not _differentiable(input, weight, bias, residual):
+    if in_graph or _has_tangents():
         return native.normalize(*arguments)
-    return _Normalize.apply(*arguments)
+    if _differentiable(input, weight, bias, residual):
+        return _Normalize.apply(*arguments)
+    return conform(native.normalize(*arguments), input)
 
 
 def _differentiable(*tensors: Tensor | None) -> bool:
@@ -203,7 +205,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
-        return native.normalize(*arguments)
+        return conform(native.normalize(*arguments), arguments[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -86,7 +86,9 @@ def _evaluate(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias:
     # torch wants all per-channel vectors of one dtype; for half-precision input that is float32.
     weight, bias = (None if vector is None else eager.as_statistics(vector, x.dtype) for vector in (weight, bias))
     mean, var = eager.as_statistics(mean, x.dtype), eager.as_statistics(var, x.dtype)
-    return torch.batch_norm(x, weight, bias, mean, var, False, 0.0, eps, False)
+    rows = _as_rows(x)
+    z = torch.batch_norm(rows, weight, bias, mean, var, False, 0.0, eps, False)
+    return z if rows is x else z.view(x.shape[0], x.shape[2], x.shape[1]).transpose(1, 2)
 
 
 def forward(
@@ -141,10 +143,12 @@ def backward(
     if bits is not None:
         dz = grad_output * activation.slope(eager.unpack_bits(bits, input), grad_output)
     elif activation.name != "identity":
-        z = _like_input(_evaluate(x, mean, var, weight, bias, eps), input)
+        z = _like_input(_evaluate(input, mean, var, weight, bias, eps), input)
         if residual is not None:
             z += residual
         dz = _ACTIVATION_BACKWARD[activation.name](grad_output, z, *activation.parameters)
+    # Where strides differ torch sums half-precision gradients in half precision (seen: off by 1.5e-2).
+    dz = _like_input(dz, input)
     training = count is not None
     scale = torch.ones_like(mean) if weight is None and x.dtype != dtype else weight
     scale = None if scale is None else scale.to(dtype)

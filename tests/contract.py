@@ -1,0 +1,562 @@
+"""The contract that every norm layer keeps, as a list of checks: ``design.md``'s rules in executable form.
+
+A new layer adds one line to ``LAYERS`` and passes every check in ``CHECKS`` (``test_contract.py`` runs the product).
+A check takes a layer and loops over the dtypes, memory formats and modes that its rule speaks of.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tolerance import assert_three_way, double
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import batchnorm
+from batchnorm import reference
+from batchnorm.errors import BatchNormError
+
+CHANNELS = 5
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer under contract: how to build it, what it takes, and what it computes.
+
+    Attributes:
+        build: ``(num_features, **arguments) -> module``.
+        spatial: The spatial shape of the input that it is tried on.
+        twin: torch's class with the same parameters and buffers.
+        activation: What follows the norm, as a name of ``Activation``.
+        residual: Whether ``forward`` takes a residual.
+    """
+
+    name: str
+    build: Callable[..., torch.nn.Module]
+    spatial: tuple[int, ...]
+    twin: type[torch.nn.Module]
+    activation: str = "identity"
+    residual: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+T1, T2, T3 = torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d
+
+
+def _fused(build: Callable[..., torch.nn.Module], activation: str) -> Callable[..., torch.nn.Module]:
+    return lambda *args, **arguments: build(*args, activation=activation, **arguments)
+
+
+LAYERS = [
+    Layer("BatchNorm1d-NC", batchnorm.BatchNorm1d, (), T1),
+    Layer("BatchNorm1d-NCL", batchnorm.BatchNorm1d, (7,), T1),
+    Layer("BatchNorm2d", batchnorm.BatchNorm2d, (3, 4), T2),
+    Layer("BatchNorm3d", batchnorm.BatchNorm3d, (2, 3, 2), T3),
+    Layer("BatchNormAct1d-NC-relu", _fused(batchnorm.BatchNormAct1d, "relu"), (), T1, "relu", True),
+    Layer("BatchNormAct1d-NCL-tanh", _fused(batchnorm.BatchNormAct1d, "tanh"), (7,), T1, "tanh", True),
+    Layer("BatchNormAct3d-elu", _fused(batchnorm.BatchNormAct3d, "elu"), (2, 3, 2), T3, "elu", True),
+    *(
+        Layer(f"BatchNormAct2d-{name}", _fused(batchnorm.BatchNormAct2d, name), (3, 4), T2, name, True)
+        for name in batchnorm.activation.ACTIVATIONS
+    ),
+]
+
+
+# --- inputs --------------------------------------------------------------------------------------------------
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    return x.contiguous()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    # For (N, C, L) and (N, C) too: the strides of (N, *spatial, C) storage.
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def _sliced(x: Tensor) -> Tensor:
+    wide = torch.empty(x.shape[0], 2 * x.shape[1], *x.shape[2:], dtype=x.dtype)
+    wide[:, ::2] = x
+    return wide[:, ::2]
+
+
+FORMATS = {
+    "contiguous": _contiguous,
+    "channels-last": _channels_last,
+    "transposed": _transposed,
+    "sliced": _sliced,
+}
+
+
+@dataclass
+class Case:
+    """One input for a layer, its twin with the same parameters, and what to call them."""
+
+    name: str
+    ours: torch.nn.Module
+    theirs: torch.nn.Module
+    input: Tensor
+    residual: Tensor | None
+    mask: Tensor | None
+    grad_output: Tensor
+
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.input.shape)
+
+
+def make(
+    layer: Layer,
+    dtype: torch.dtype = torch.float32,
+    format: str = "contiguous",
+    training: bool = True,
+    residual: bool = False,
+    mask: bool = False,
+    batch: int = 8,
+    seed: int = 0,
+    **arguments: Any,
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, CHANNELS, *layer.spatial)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    half = dtype in (torch.bfloat16, torch.float16)
+    parameters = torch.float32 if half else dtype
+    ours = layer.build(CHANNELS, dtype=parameters, **arguments)
+    theirs = layer.twin(
+        CHANNELS, dtype=parameters, **{k: v for k, v in arguments.items() if k not in ("nonfinite",)}
+    )
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.copy_(draw(CHANNELS))
+        if ours.running_mean is not None:
+            ours.running_mean.copy_(draw(CHANNELS))
+            ours.running_var.copy_(draw(CHANNELS).abs() + 0.5)
+    theirs.load_state_dict(ours.state_dict())
+    ours.train(training)
+    theirs.train(training)
+    to_format = FORMATS[format]
+    return Case(
+        f"{layer} {dtype} {format} {'training' if training else 'evaluation'}",
+        ours,
+        theirs,
+        to_format((2 * draw(*shape) + 3).to(dtype)).requires_grad_(),
+        to_format(draw(*shape).to(dtype)).requires_grad_() if residual else None,
+        (torch.rand(batch, *layer.spatial, generator=generator) < 0.7) if mask else None,
+        draw(*shape).to(dtype),
+    )
+
+
+def cases(layer: Layer, **arguments: Any) -> Iterator[Case]:
+    for dtype in DTYPES:
+        for format in FORMATS:
+            for training in (True, False):
+                yield make(layer, dtype, format, training, **arguments)
+
+
+def call(case: Case, module: torch.nn.Module | None = None) -> Tensor:
+    extra = {"residual": case.residual} if case.residual is not None else {}
+    if case.mask is not None:
+        extra["mask"] = case.mask
+    return (module or case.ours)(case.input, **extra)
+
+
+def torch_forward(layer: Layer, case: Case) -> Tensor:
+    z = case.theirs(case.input)
+    if case.residual is not None:
+        z = z + case.residual
+    return batchnorm.Activation(layer.activation)(z)
+
+
+def gradients(case: Case, output: Tensor, module: torch.nn.Module) -> dict[str, Tensor]:
+    inputs = {"input": case.input, **dict(module.named_parameters())}
+    if case.residual is not None:
+        inputs["residual"] = case.residual
+    found = torch.autograd.grad(output, list(inputs.values()), case.grad_output)
+    return dict(zip(inputs, found, strict=True))
+
+
+def reference_activation(name: str) -> reference.Activation:
+    if name == "gelu_tanh":
+        return reference.Activation("gelu", approximate="tanh")
+    return reference.Activation(name)
+
+
+def reference_run(layer: Layer, case: Case, statistics: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Output and gradients by the float64 reference; ``statistics``: the buffers before the forward pass."""
+    arguments: dict[str, Any] = {
+        "weight": double(case.ours.weight),
+        "bias": double(case.ours.bias),
+        "residual": None if case.residual is None else double(case.residual),
+        "mask": None if case.mask is None else case.mask.numpy(),
+        "activation": reference_activation(layer.activation),
+        "eps": case.ours.eps,
+    }
+    x = double(case.input)
+    if case.ours.training:
+        output, saved = reference.forward(x, **arguments)
+        found = reference.backward(double(case.grad_output), saved)
+    else:
+        mean, var = double(statistics["running_mean"]), double(statistics["running_var"])
+        output, saved = reference.forward_evaluation(x, mean, var, **arguments)
+        found = reference.backward_evaluation(double(case.grad_output), saved)
+    result = {"output": output, "input": found.x, "weight": found.weight, "bias": found.bias}
+    if case.residual is not None:
+        result["residual"] = found.residual
+    return result
+
+
+def buffers(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def assert_same_buffers(module: torch.nn.Module, before: dict[str, Tensor], what: str) -> None:
+    for name, buffer in module.named_buffers():
+        assert torch.equal(buffer, before[name]), f"{what}: {name} moved"
+
+
+# --- the checks ----------------------------------------------------------------------------------------------
+
+
+def check_drop_in_results(layer: Layer) -> None:
+    """Rule 1 and 2: outputs, gradients and buffers as torch's, judged by the reference, in every format and mode."""
+    for residual in (False, True) if layer.residual else (False,):
+        for case in cases(layer, residual=residual):
+            before = buffers(case.ours)
+            ours, theirs = call(case), torch_forward(layer, case)
+            true = reference_run(layer, case, before)
+            assert_three_way(f"{case.name}: output", ours, theirs, true["output"])
+            our_gradients = gradients(case, ours, case.ours)
+            their_gradients = gradients(case, theirs, case.theirs)
+            for name, gradient in our_gradients.items():
+                what = f"{case.name}: gradient of {name}"
+                assert_three_way(what, gradient, their_gradients[name], true[name])
+            for name, buffer in case.ours.named_buffers():
+                wanted = case.theirs.get_buffer(name)
+                assert buffer.dtype == wanted.dtype
+                torch.testing.assert_close(buffer, wanted, msg=lambda m, n=name, c=case: f"{c.name}: {n}: {m}")
+
+
+def check_strides_are_kept(layer: Layer) -> None:
+    """Output and gradient have the strides an elementwise operator of torch gives them."""
+    for case in cases(layer):
+        expected = torch.empty_like(case.input).stride()
+        output = call(case)
+        assert output.stride() == expected, f"{case.name}: output {output.stride()}, input {expected}"
+
+
+def check_state_dict(layer: Layer) -> None:
+    """Rule 1: torch's keys, both ways; checkpoints from before num_batches_tracked load."""
+    for arguments in ({}, {"affine": False}, {"track_running_stats": False}, {"bias": False}):
+        ours = layer.build(CHANNELS, **arguments)
+        try:
+            theirs = layer.twin(CHANNELS, **arguments)
+        except TypeError:
+            continue  # torch before 2.11 has no bias=
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+        ours.load_state_dict(theirs.state_dict())
+        theirs.load_state_dict(ours.state_dict())
+    old = layer.twin(CHANNELS).state_dict()
+    del old["num_batches_tracked"]
+    old._metadata[""]["version"] = 1
+    layer.build(CHANNELS).load_state_dict(old)
+
+
+def check_copies(layer: Layer) -> None:
+    """Rule 1: deepcopy, pickle and torch.save give the same layer back."""
+    case = make(layer)
+    call(case)
+    before = buffers(case.ours)
+    expected = call(case)
+    file = io.BytesIO()
+    case.ours.load_state_dict({**case.ours.state_dict(), **before})
+    torch.save(case.ours, file)
+    file.seek(0)
+    for twin in (
+        copy.deepcopy(case.ours),
+        pickle.loads(pickle.dumps(case.ours)),
+        torch.load(file, weights_only=False),
+    ):
+        assert repr(twin) == repr(case.ours)
+        assert_same_buffers(twin, before, "copy")
+        assert torch.equal(call(case, twin), expected)
+
+
+def check_factory_arguments(layer: Layer) -> None:
+    """Rule 1: device=, dtype=, and the flags mean what they mean in torch."""
+    module = layer.build(CHANNELS, device="meta", dtype=torch.float64)
+    assert all(t.device.type == "meta" for t in (*module.parameters(), *module.buffers()))
+    assert module.running_var.dtype == module.weight.dtype == torch.float64
+    for arguments in ({"affine": False}, {"track_running_stats": False}, {"momentum": None}, {"eps": 0.1}):
+        for training in (True, False):
+            case = make(layer, training=training, **arguments)
+            for _ in range(3):
+                ours, theirs = call(case), torch_forward(layer, case)
+            torch.testing.assert_close(ours, theirs)
+            for name, buffer in case.theirs.named_buffers():
+                torch.testing.assert_close(case.ours.get_buffer(name), buffer)
+
+
+def check_errors(layer: Layer) -> None:
+    """Rules 1 and 8: the kinds of error that torch raises, naming the layer, the shape and the mend; nothing moves."""
+    case = make(layer)
+    model = torch.nn.ModuleDict({"stem": torch.nn.Sequential(case.ours)})
+    model.forward = lambda x: model["stem"](x)
+    before = buffers(case.ours)
+    wrong = {
+        "dimensions": torch.randn(4, CHANNELS, *layer.spatial, 2, 2, 2),
+        "channels": torch.randn(4, CHANNELS + 1, *layer.spatial),
+        "integers": torch.ones(4, CHANNELS, *layer.spatial, dtype=torch.int64),
+    }
+    if not layer.spatial or layer.twin is T1:
+        wrong["one value"] = torch.randn(1, CHANNELS)
+    for what, x in wrong.items():
+        with pytest.raises((ValueError, RuntimeError)):
+            case.theirs(x)
+        with pytest.raises(BatchNormError) as raised:
+            model(x)
+        assert isinstance(raised.value, (ValueError, RuntimeError))
+        assert raised.value.layer.startswith("stem.0 (")
+        assert raised.value.mend
+        assert what == "integers" or str(tuple(x.shape)) in str(raised.value)
+        assert_same_buffers(case.ours, before, what)
+    x = case.input.detach()
+    for mask, kind in (
+        (torch.ones(3, *layer.spatial, dtype=torch.bool), ValueError),
+        (torch.ones(len(x), *layer.spatial), TypeError),
+    ):
+        with pytest.raises(kind):
+            case.ours(x, mask=mask)
+    if layer.residual:
+        with pytest.raises(ValueError, match="residual"):
+            case.ours(x, x[:1])
+        with pytest.raises(TypeError, match="residual"):
+            case.ours(x, x.double())
+    assert_same_buffers(case.ours, before, "mask and residual")
+
+
+def check_empty_batch(layer: Layer) -> None:
+    """Rule 1: an empty batch counts, leaves the statistics alone, and has gradients of zero."""
+    for training in (True, False):
+        case = make(layer, training=training, batch=0)
+        output, theirs = call(case), torch_forward(layer, case)
+        assert output.shape == theirs.shape
+        for name, buffer in case.theirs.named_buffers():
+            assert torch.equal(case.ours.get_buffer(name), buffer), name
+        for name, gradient in gradients(case, output, case.ours).items():
+            assert torch.equal(gradient, torch.zeros_like(gradient)), name
+
+
+def check_nonfinite(layer: Layer) -> None:
+    """Rule 3: NaN and inf pass through outputs and gradients as in torch, and never into the buffers."""
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        for nonfinite in ("skip", "propagate"):
+            case = make(layer, nonfinite=nonfinite)
+            with torch.no_grad():
+                case.input[0, 1] = bad
+            before = buffers(case.ours)
+            ours, theirs = call(case), torch_forward(layer, case)
+            torch.testing.assert_close(ours, theirs, equal_nan=True)
+            our_gradients = gradients(case, ours, case.ours)
+            for name, gradient in gradients(case, theirs, case.theirs).items():
+                torch.testing.assert_close(our_gradients[name], gradient, equal_nan=True, msg=name)
+            if nonfinite == "skip":
+                assert_same_buffers(case.ours, before, f"{bad}")
+            else:
+                for name, buffer in case.theirs.named_buffers():
+                    torch.testing.assert_close(case.ours.get_buffer(name), buffer, equal_nan=True)
+    # A finite variance that the buffer's dtype cannot hold would enter it as inf.
+    case = make(layer, torch.float16)
+    case.ours.half()
+    before = buffers(case.ours)
+    case.ours((case.input.detach() - 3) * 2000)
+    assert_same_buffers(case.ours, before, "float16 buffers")
+
+
+def check_mask(layer: Layer) -> None:
+    """Padding enters no statistic, gets no gradient, comes out as 0; the rest is as if it were alone."""
+    for training in (True, False):
+        for dtype in (torch.float32, torch.bfloat16):
+            for residual in (False, True) if layer.residual else (False,):
+                case = make(layer, dtype, training=training, mask=True, residual=residual)
+                before = buffers(case.ours)
+                padded = ~case.mask.unsqueeze(1).expand(case.shape())
+                with torch.no_grad():
+                    case.input[padded] = float("nan")
+                    if case.residual is not None:
+                        case.residual[padded] = float("inf")
+                output = call(case)
+                our_gradients = gradients(case, output, case.ours)
+                assert (output[padded] == 0).all()
+                assert (our_gradients["input"][padded] == 0).all()
+                # The reference takes the same mask; what lies in the padding is none of its business.
+                clean = make(layer, dtype, training=training, mask=True, residual=residual)
+                true = reference_run(layer, clean, before)
+                tolerance = {"rtol": 2e-5, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 4e-2}
+                np.testing.assert_allclose(double(output), true["output"], **tolerance)
+                for name, gradient in our_gradients.items():
+                    np.testing.assert_allclose(double(gradient), true[name], err_msg=name, **tolerance)
+                if not training:
+                    assert_same_buffers(case.ours, before, "evaluation")
+
+
+def check_running_statistics(layer: Layer) -> None:
+    """The buffers after three masked batches are those of the reference."""
+    case = make(layer)
+    mean, var = double(case.ours.running_mean), double(case.ours.running_var)
+    for seed in range(3):
+        step = make(layer, seed=seed, mask=True)
+        case.ours(step.input, mask=step.mask)
+        batch = reference.moments(double(step.input), step.mask.numpy())
+        mean, var = reference.update_running(mean, var, batch, case.ours.momentum)
+    np.testing.assert_allclose(double(case.ours.running_mean), mean, rtol=1e-5)
+    np.testing.assert_allclose(double(case.ours.running_var), var, rtol=1e-5)
+    assert int(case.ours.num_batches_tracked) == 3
+
+
+def check_few_valid_positions(layer: Layer) -> None:
+    """Rule 5: with one valid value the output is activation(bias); with none, nothing is written; neither moves."""
+    case = make(layer)
+    before = buffers(case.ours)
+    activation = batchnorm.Activation(layer.activation)
+    none = torch.zeros(len(case.input), *layer.spatial, dtype=torch.bool)
+    one = none.clone()
+    one.view(-1)[0] = True
+    assert (case.ours(case.input, mask=none) == 0).all()
+    output = case.ours(case.input, mask=one)
+    torch.testing.assert_close(output[0].flatten(1)[:, 0] if layer.spatial else output[0], activation(case.ours.bias))
+    gradient = torch.autograd.grad(output.sum(), case.input)[0]
+    assert (gradient == 0).all()
+    assert_same_buffers(case.ours, before, "fewer than two values")
+
+
+def check_deterministic(layer: Layer) -> None:
+    """Rule 4: bitwise the same from run to run."""
+    for dtype in DTYPES:
+        runs = []
+        for _ in range(3):
+            case = make(layer, dtype, residual=layer.residual)
+            output = call(case)
+            runs.append((output, *gradients(case, output, case.ours).values(), *case.ours.buffers()))
+        for other in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True)), dtype
+
+
+class NoSynchronization(TorchDispatchMode):
+    """Fails on every operator that would make the host wait for the device."""
+
+    WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "masked_select", "unique")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.__name__.split(".")[0] not in self.WAITS, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def check_no_synchronization(layer: Layer) -> None:
+    """Rule 5: no forward or backward reads a value from the device, cumulative averages and masks included."""
+    for mask in (False, True):
+        for momentum in (None, 0.1):
+            for training in (True, False):
+                case = make(layer, mask=mask, residual=layer.residual, momentum=momentum, training=training)
+                with NoSynchronization():
+                    call(case).backward(case.grad_output)
+
+
+def check_kept_for_backward(layer: Layer) -> None:
+    """The input, vectors, and with a residual one bit an element or the residual: nothing more, at any dtype."""
+    activation = batchnorm.Activation(layer.activation)
+    for residual in (False, True) if layer.residual else (False,):
+        for dtype in DTYPES:
+            for training in (True, False):
+                case = make(layer, dtype, training=training, residual=residual, batch=16)
+                sizes: dict[int, int] = {}
+
+                def pack(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+                    storage = tensor.untyped_storage()
+                    sizes[storage.data_ptr()] = storage.nbytes()
+                    return tensor
+
+                with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+                    output = call(case)
+                own = {t.untyped_storage().data_ptr() for t in (*case.ours.parameters(), *case.ours.buffers())}
+                assert output.untyped_storage().data_ptr() not in sizes
+                kept = sum(size for pointer, size in sizes.items() if pointer not in own)
+                x = case.input.untyped_storage().nbytes()
+                vectors = 2 * CHANNELS * 8 + 8  # mean, variance, count
+                allowed = x + vectors
+                if residual and activation.needs_bit and training:
+                    allowed += (case.input.numel() + 7) // 8
+                elif residual and activation.name != "identity":
+                    allowed += x
+                assert kept <= allowed, f"{case.name}, residual {residual}: {kept} bytes, allowed {allowed}"
+
+
+def check_checkpointing(layer: Layer) -> None:
+    """The recomputation of activation checkpointing, reentrant or not, moves nothing a second time."""
+    for reentrant in (True, False):
+        for momentum in (0.1, None):
+            plain, checkpointed = make(layer, momentum=momentum), make(layer, momentum=momentum)
+            plain_gradients = gradients(plain, call(plain), plain.ours)
+            output = checkpoint(checkpointed.ours, checkpointed.input, use_reentrant=reentrant)
+            output.backward(checkpointed.grad_output)
+            assert_same_buffers(checkpointed.ours, buffers(plain.ours), f"reentrant {reentrant}")
+            assert torch.equal(checkpointed.input.grad, plain_gradients["input"])
+            assert torch.equal(checkpointed.ours.weight.grad, plain_gradients["weight"])
+
+
+def check_modes(layer: Layer) -> None:
+    """A training-mode pass under no_grad moves the buffers as in torch; evaluation never does."""
+    case = make(layer)
+    with torch.no_grad():
+        call(case)
+        torch_forward(layer, case)
+    torch.testing.assert_close(case.ours.running_var, case.theirs.running_var)
+    before = buffers(case.ours)
+    case.ours.eval()
+    with torch.inference_mode():
+        call(case)
+    assert_same_buffers(case.ours, before, "evaluation")
+
+
+def check_autocast(layer: Layer) -> None:
+    """Under autocast the output has the input's dtype, as torch's, and a residual of another dtype is converted."""
+    case = make(layer)
+    x = case.input.detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert case.ours(x).dtype == torch.float32
+        assert case.ours(x.bfloat16()).dtype == case.theirs(x.bfloat16()).dtype == torch.bfloat16
+        if layer.residual:
+            assert case.ours(x.bfloat16(), x).dtype == torch.bfloat16
+
+
+def check_partial_gradients(layer: Layer) -> None:
+    """Frozen parameters, an input without gradient and a loss that ignores the layer all work."""
+    case = make(layer)
+    case.ours.weight.requires_grad_(False)
+    x = case.input.detach()
+    case.ours(x).sum().backward()
+    assert case.ours.weight.grad is None
+    assert case.ours.bias.grad is not None
+    case.ours.bias.requires_grad_(False)
+    assert not case.ours(x).requires_grad
+    assert case.ours(case.input).requires_grad
+
+
+CHECKS = [check for name, check in sorted(globals().items()) if name.startswith("check_")]
