@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tolerance import assert_three_way, double
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 import batchnorm
 from batchnorm import reference
 from batchnorm.errors import BatchNormError
+from tolerance import assert_three_way, double
 
 CHANNELS = 5
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -140,9 +141,7 @@ def make(
     half = dtype in (torch.bfloat16, torch.float16)
     parameters = torch.float32 if half else dtype
     ours = layer.build(CHANNELS, dtype=parameters, **arguments)
-    theirs = layer.twin(
-        CHANNELS, dtype=parameters, **{k: v for k, v in arguments.items() if k not in ("nonfinite",)}
-    )
+    theirs = layer.twin(CHANNELS, dtype=parameters, **{k: v for k, v in arguments.items() if k != "nonfinite"})
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.copy_(draw(CHANNELS))
@@ -317,8 +316,7 @@ def check_factory_arguments(layer: Layer) -> None:
 def check_errors(layer: Layer) -> None:
     """Rules 1 and 8: the kinds of error that torch raises, naming the layer, the shape and the mend; nothing moves."""
     case = make(layer)
-    model = torch.nn.ModuleDict({"stem": torch.nn.Sequential(case.ours)})
-    model.forward = lambda x: model["stem"](x)
+    model = torch.nn.Sequential(OrderedDict(stem=torch.nn.Sequential(case.ours)))
     before = buffers(case.ours)
     wrong = {
         "dimensions": torch.randn(4, CHANNELS, *layer.spatial, 2, 2, 2),

@@ -25,7 +25,7 @@ def assert_three_way(what: str, ours: Tensor, theirs: Tensor, reference: np.ndar
     """Compare ours with torch's result through the reference."""
     assert ours.shape == theirs.shape, f"{what}: shape {tuple(ours.shape)}, torch's {tuple(theirs.shape)}"
     assert ours.dtype == theirs.dtype, f"{what}: {ours.dtype}, torch's {theirs.dtype}"
-    floor = RESOLUTION[ours.dtype] * float(np.abs(reference).max(initial=0.0))
+    floor = RESOLUTION.get(ours.dtype, 0.0) * float(np.abs(reference).max(initial=0.0))
     allowed = 2 * error(theirs, reference) + floor
     measured = error(ours, reference)
     assert measured <= allowed, f"{what}: error {measured:.3g}, allowed {allowed:.3g}"

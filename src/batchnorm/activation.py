@@ -63,8 +63,7 @@ def _silu_derivative(z: Tensor) -> Tensor:
 
 
 def _hardswish_derivative(z: Tensor) -> Tensor:
-    # torch: 0 below -3, 1 above 3, z/3 + 1/2 between, the bounds included.
-    return torch.where(z < -3, 0.0, torch.where(z <= 3, z / 3 + 0.5, 1.0))
+    return torch.where(z <= -3, 0.0, torch.where(z < 3, z / 3 + 0.5, 1.0))
 
 
 def _gelu_derivative(z: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ def batch_norm(
         (tensor([ 1., 10.]), tensor([  1.5000, 100.5000]))
     """
     activation = as_activation(activation)
-    _check(input, running_mean, running_var, weight, bias, training, nonfinite)
+    _check(input, running_mean, running_var, weight, bias, training, momentum, eps, nonfinite)
     if residual is not None:
         residual = _checked_residual(residual, input)
     if mask is not None:
@@ -118,6 +118,12 @@ def _is_recomputation() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def check_nonfinite(nonfinite: str) -> None:
+    """Refuse what is no policy for statistics that are not finite."""
+    if nonfinite not in ("skip", "propagate"):
+        raise ArgumentError(f"nonfinite={nonfinite!r} means nothing.", 'use "skip" or "propagate".')
+
+
 def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
@@ -129,6 +135,8 @@ def _check(
     weight: Tensor | None,
     bias: Tensor | None,
     training: bool,
+    momentum: float | Tensor,
+    eps: float,
     nonfinite: str,
 ) -> None:
     if input.dim() < 2:
@@ -147,8 +155,11 @@ def _check(
             "evaluation needs running statistics, and running_mean is None.",
             "give running_mean and running_var, or set training=True to normalise by the batch.",
         )
-    if nonfinite not in ("skip", "propagate"):
-        raise ArgumentError(f"nonfinite={nonfinite!r} means nothing.", 'use "skip" or "propagate".')
+    check_nonfinite(nonfinite)
+    if isinstance(momentum, Tensor) and momentum.dim() != 0:
+        raise ArgumentError(f"momentum has shape {_shape(momentum)}.", "give a number, or a 0-d tensor.")
+    if eps <= 0:
+        raise ArgumentError(f"eps must be positive, but is {eps}.", "use 1e-5, or less for data of tiny variance.")
     for name, vector in (
         ("running_mean", running_mean),
         ("running_var", running_var),

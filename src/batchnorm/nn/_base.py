@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..activation import ActivationLike
 from ..errors import ArgumentError, ShapeError
-from ..functional import Nonfinite, batch_norm
+from ..functional import Nonfinite, batch_norm, check_nonfinite
 
 __all__ = ["Norm"]
 
@@ -37,8 +37,7 @@ class Norm(_NormBase):
     ) -> None:
         if num_features < 0:
             raise ArgumentError(f"num_features={num_features} is negative.", "give the number of channels.")
-        if nonfinite not in ("skip", "propagate"):
-            raise ArgumentError(f"nonfinite={nonfinite!r} means nothing.", 'use "skip" or "propagate".')
+        check_nonfinite(nonfinite)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         if not bias:
             self.register_parameter("bias", None)

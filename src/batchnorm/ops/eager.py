@@ -299,9 +299,13 @@ def update_running(
     if skip_nonfinite:
         # 0·v is NaN exactly where v is NaN or inf, and a sum of zeros cannot overflow.
         valid = valid & torch.isfinite((batch_mean * 0 + batch_var * 0).sum())
-    for running, batch in ((running_mean, batch_mean), (running_var, batch_var)):
-        moved = running * (1 - momentum) + batch * momentum
-        running.copy_(torch.where(valid, moved.to(running.dtype), running))
+    moved = [
+        torch.where(valid, (running * (1 - momentum) + batch * momentum).to(running.dtype), running)
+        for running, batch in ((running_mean, batch_mean), (running_var, batch_var))
+    ]
+    # Nothing is written before everything is computed.
+    running_mean.copy_(moved[0])
+    running_var.copy_(moved[1])
     if num_batches_tracked is not None:
         num_batches_tracked.add_(valid.to(num_batches_tracked.dtype))
 

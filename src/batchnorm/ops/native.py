@@ -147,8 +147,9 @@ def backward(
         if residual is not None:
             z += residual
         dz = _ACTIVATION_BACKWARD[activation.name](grad_output, z, *activation.parameters)
-    # Where strides differ torch sums half-precision gradients in half precision (seen: off by 1.5e-2).
-    dz = _like_input(dz, input)
+    if x.dtype != dtype:
+        # Where strides differ torch sums half-precision gradients in half precision (seen: off by 1.5e-2).
+        dz = _like_input(dz, input)
     training = count is not None
     scale = torch.ones_like(mean) if weight is None and x.dtype != dtype else weight
     scale = None if scale is None else scale.to(dtype)

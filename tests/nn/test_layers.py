@@ -1,0 +1,81 @@
+"""What single layers do beyond the contract that all keep: their place in torch's ecosystem."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+import batchnorm
+from batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+
+
+def test_the_unfused_layers_are_torchs() -> None:
+    for ours, theirs in (
+        (BatchNorm1d, torch.nn.BatchNorm1d),
+        (BatchNorm2d, torch.nn.BatchNorm2d),
+        (BatchNorm3d, torch.nn.BatchNorm3d),
+    ):
+        assert issubclass(ours, theirs)
+        assert repr(ours(4)).startswith(f"{theirs.__name__}(4, eps=1e-05, momentum=0.1, affine=True")
+
+
+def test_a_layer_with_an_activation_is_not_torchs() -> None:
+    """convert_sync_batchnorm and fuse_conv_bn_eval would drop the activation without a word."""
+    for layer in (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d):
+        assert not issubclass(layer, _BatchNorm)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), BatchNormAct2d(4))
+    assert type(torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)[1]) is BatchNormAct2d
+
+
+def test_torchs_tools_take_the_unfused_layer() -> None:
+    conv, norm = torch.nn.Conv2d(3, 4, 3), BatchNorm2d(4)
+    for _ in range(3):
+        norm(conv(torch.randn(8, 3, 6, 6)) * 2 + 1)
+    model = torch.nn.Sequential(conv, norm).eval()
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(fuse_conv_bn_eval(conv, norm)(x), model(x), rtol=1e-4, atol=1e-5)
+    converted = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert torch.equal(converted[1].running_var, norm.running_var)
+    torch.optim.swa_utils.update_bn([torch.randn(8, 3, 6, 6)], model)
+
+
+def test_accepted_as_norm_layer() -> None:
+    """timm and torchvision call ``norm_layer(channels)``, often through functools.partial with eps and momentum."""
+    norm_layer = functools.partial(BatchNorm2d, eps=1e-3, momentum=0.01)
+    assert norm_layer(8).eps == 1e-3
+    # torchvision's ResNet zeroes the last gamma of a block where the layer is a torch BatchNorm2d.
+    assert isinstance(norm_layer(8), torch.nn.BatchNorm2d)
+
+
+def test_channels_without_samples_or_features() -> None:
+    assert BatchNorm1d(0)(torch.randn(4, 0)).shape == (4, 0)
+    with pytest.raises(batchnorm.errors.ArgumentError):
+        BatchNorm1d(-1)
+
+
+def test_an_interrupt_between_forward_and_update_leaves_the_buffers_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = BatchNorm1d(3)
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("batchnorm.ops.update_running", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        layer(torch.randn(8, 3))
+    for name, buffer in layer.named_buffers():
+        assert torch.equal(buffer, before[name])
+
+
+def test_parameters_in_half_precision_as_model_half_makes_them() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        layer, twin = BatchNorm2d(3).to(dtype), torch.nn.BatchNorm2d(3).to(dtype)
+        x = torch.randn(4, 3, 5, 5).to(dtype)
+        for training in (True, False):
+            layer.train(training)
+            twin.train(training)
+            torch.testing.assert_close(layer(x), twin(x), rtol=1e-2, atol=1e-2)
+        assert layer.running_mean.dtype == dtype

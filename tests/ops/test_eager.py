@@ -1,0 +1,105 @@
+"""The plain-torch kernels against the float64 reference, intermediates included."""
+
+import numpy as np
+import pytest
+import torch
+
+from batchnorm import Activation, reference
+from batchnorm.activation import ACTIVATIONS
+from batchnorm.ops import eager, native
+from batchnorm.ops.moments import merge_moments
+from contract import reference_activation
+
+D = torch.float64
+SHAPES = [(6, 3), (4, 3, 5), (3, 2, 4, 3), (2, 3, 2, 3, 2), (9, 1), (2, 7, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_moments(shape: tuple[int, ...], masked: bool) -> None:
+    x = torch.randn(shape, dtype=D) * 3 + 7
+    mask = torch.rand(shape[0], *shape[2:]) < 0.6 if masked else None
+    count, mean, var = eager.moments(x, mask)
+    true = reference.moments(x.numpy(), None if mask is None else mask.numpy())
+    assert int(count) == true.count
+    np.testing.assert_allclose(mean, true.mean, rtol=1e-13)
+    np.testing.assert_allclose(var, true.variance, rtol=1e-12)
+
+
+def test_moments_of_a_large_mean_keep_the_spread() -> None:
+    x = torch.randn(100_000, 2, dtype=D) * 1e-2 + torch.tensor([1e4, 1e6], dtype=D)
+    x32 = x.float()
+    _, mean, var = eager.moments(x32)
+    true = reference.moments(x32.numpy())
+    np.testing.assert_allclose(mean, true.mean, rtol=1e-7)
+    np.testing.assert_allclose(var, true.variance, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [eager, native], ids=["eager", "native"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", list(ACTIVATIONS))
+def test_forward_and_backward(name: str, masked: bool, kernel: object) -> None:
+    if masked and kernel is native:
+        assert not native.serves(torch.randn(4, 3, 5), torch.ones(4, 5, dtype=torch.bool))
+        return
+    x, residual, dy = (torch.randn(4, 3, 5, dtype=D) for _ in range(3))
+    weight, bias = torch.randn(3, dtype=D), torch.randn(3, dtype=D)
+    mask = torch.rand(4, 5) < 0.7 if masked else None
+    activation = Activation(name)
+    keep = activation.needs_bit
+    output, count, mean, var, bits = kernel.forward(x, weight, bias, residual, mask, 1e-5, activation, keep)
+    true, saved = reference.forward(
+        x.numpy(),
+        weight.numpy(),
+        bias.numpy(),
+        residual=residual.numpy(),
+        mask=None if mask is None else mask.numpy(),
+        activation=reference_activation(name),
+    )
+    assert int(count) == saved.count
+    assert bits.numel() == (-(-x.numel() // 8) if keep else 0)
+    np.testing.assert_allclose(mean, saved.mean, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(1 / torch.sqrt(var + 1e-5), saved.invstd, rtol=1e-12)
+    np.testing.assert_allclose(output, true, rtol=1e-11, atol=1e-13)
+    # With bits the residual is not needed any more.
+    shared = (mean, var, weight, bias, None if keep else residual, mask, bits if keep else None, count)
+    found = kernel.backward(dy, x, *shared, 1e-5, activation)
+    expected = reference.backward(dy.numpy(), saved)
+    for ours, wanted in zip(found, (expected.x, expected.weight, expected.bias, expected.residual), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 64, 1003])
+def test_bits_come_back(count: int) -> None:
+    on = torch.rand(count) < 0.5
+    bits = eager.pack_bits(on)
+    assert bits.numel() == -(-count // 8)
+    assert torch.equal(eager.unpack_bits(bits, on), on)
+
+
+def test_merge_is_the_moments_of_all() -> None:
+    x = torch.randn(50, 4, dtype=D) + torch.tensor([0.0, 1e3, -5.0, 1e6], dtype=D)
+    whole = eager.moments(x)
+    merged = eager.moments(x[:0])
+    for part in (x[:1], x[1:20], x[20:20], x[20:]):
+        merged = merge_moments(*merged, *eager.moments(part))
+    assert int(merged[0]) == 50
+    torch.testing.assert_close(merged[1], whole[1])
+    torch.testing.assert_close(merged[2], whole[2], rtol=1e-9, atol=0)
+
+
+def test_update_running_is_the_references() -> None:
+    x = torch.randn(6, 3, dtype=D)
+    mean, var, seen = torch.randn(3, dtype=D), torch.rand(3, dtype=D), torch.tensor(4)
+    wanted = reference.update_running(mean.numpy(), var.numpy(), reference.moments(x.numpy()), 0.3)
+    eager.update_running(mean, var, seen, *eager.moments(x), 0.3, True)
+    np.testing.assert_allclose(mean, wanted[0], rtol=1e-14)
+    np.testing.assert_allclose(var, wanted[1], rtol=1e-14)
+    assert int(seen) == 5
+
+
+def test_a_finite_statistic_near_overflow_is_no_reason_to_skip() -> None:
+    mean, var, seen = torch.zeros(2), torch.ones(2), torch.tensor(0)
+    eager.update_running(mean, var, seen, torch.tensor(9), torch.full((2,), 3e38), torch.full((2,), 3e38), 0.1, True)
+    assert int(seen) == 1
+    assert torch.isfinite(var).all()

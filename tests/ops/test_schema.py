@@ -1,0 +1,126 @@
+"""The operators under ``torch.ops.batchnorm``: schema, fake, autograd registration, aliasing, strides."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import batchnorm
+from batchnorm.ops.schema import SCHEMAS
+from contract import FORMATS
+
+OPS = torch.ops.batchnorm
+
+
+def layer(
+    dtype: torch.dtype = torch.float32, format: str = "contiguous", mask: bool = False, residual: bool = True
+) -> dict[str, Any]:
+    x = FORMATS[format](torch.randn(4, 3, 2, 5).to(dtype))
+    return {
+        "input": x,
+        "mean": torch.randn(3),
+        "var": torch.rand(3) + 0.5,
+        "weight": torch.randn(3),
+        "bias": torch.randn(3),
+        "residual": torch.randn_like(x) if residual else None,
+        "mask": torch.rand(4, 2, 5) < 0.7 if mask else None,
+    }
+
+
+def activation(name: str) -> tuple[float, str, list[float]]:
+    described = batchnorm.Activation(name)
+    return 1e-5, described.name, list(described.parameters)
+
+
+def vary(test: Any) -> Any:
+    for mark in (
+        pytest.mark.parametrize("name", ["identity", "relu", "leaky_relu", "silu"]),
+        pytest.mark.parametrize("mask", [False, True]),
+        pytest.mark.parametrize("format", list(FORMATS)),
+        pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str),
+    ):
+        test = mark(test)
+    return test
+
+
+def run_forward(values: dict[str, Any], name: str, keep_bits: bool) -> tuple[Tensor, ...]:
+    chosen = [values[key] for key in ("input", "weight", "bias", "residual", "mask")]
+    return OPS.forward(*chosen, *activation(name), keep_bits)
+
+
+@vary
+def test_forward(dtype: torch.dtype, format: str, mask: bool, name: str) -> None:
+    values = layer(dtype, format, mask)
+    for key in ("input", "weight", "bias", "residual"):
+        values[key].requires_grad_()
+    keep_bits = batchnorm.Activation(name).needs_bit
+    chosen = [values[key] for key in ("input", "weight", "bias", "residual", "mask")]
+    torch.library.opcheck(OPS.forward.default, (*chosen, *activation(name), keep_bits))
+
+
+@vary
+def test_backward(dtype: torch.dtype, format: str, mask: bool, name: str) -> None:
+    values = layer(dtype, format, mask)
+    bits = run_forward(values, name, True)[4] if batchnorm.Activation(name).needs_bit else None
+    dy = torch.randn_like(values["input"])
+    for count in (None, torch.tensor(40)):
+        for keep_residual in (False, True):
+            torch.library.opcheck(
+                OPS.backward.default, (dy, *values.values(), bits, count, *activation(name), keep_residual)
+            )
+
+
+@vary
+def test_primitives(dtype: torch.dtype, format: str, mask: bool, name: str) -> None:
+    values = layer(dtype, format, mask)
+    dy = torch.randn_like(values["input"])
+    torch.library.opcheck(OPS.moments.default, (values["input"], values["mask"]))
+    torch.library.opcheck(OPS.normalize.default, (*values.values(), *activation(name)))
+    torch.library.opcheck(OPS.grad_sums.default, (dy, *values.values(), None, *activation(name)))
+    sums = OPS.grad_sums(dy, *values.values(), None, *activation(name))
+    count = torch.tensor(40)
+    torch.library.opcheck(OPS.grad_input.default, (dy, *values.values(), None, count, *sums, *activation(name), True))
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("momentum", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
+def test_update_running(momentum: float | Tensor, tracked: bool) -> None:
+    overload = OPS.update_running.tensor if isinstance(momentum, Tensor) else OPS.update_running.default
+    batch = (torch.tensor(8), torch.randn(3), torch.rand(3))
+    arguments = (torch.zeros(3), torch.ones(3), torch.tensor(0) if tracked else None, *batch, momentum, True)
+    torch.library.opcheck(overload, arguments)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("name", list(batchnorm.activation.ACTIVATIONS))
+def test_fused_equals_primitives(name: str, mask: bool) -> None:
+    """What a layer over several processes does between the primitives must end where the fused ones do."""
+    values = layer(torch.float64, mask=mask)
+    for key in ("mean", "var", "weight", "bias"):
+        values[key] = values[key].double()
+    output, count, mean, var, bits = run_forward(values, name, batchnorm.Activation(name).needs_bit)
+    for one, other in zip((count, mean, var), OPS.moments(values["input"], values["mask"]), strict=True):
+        torch.testing.assert_close(one, other)
+    values |= {"mean": mean, "var": var}
+    torch.testing.assert_close(OPS.normalize(*values.values(), *activation(name)), output)
+    dy = torch.randn_like(output)
+    fused = OPS.backward(dy, *values.values(), bits if bits.numel() else None, count, *activation(name), True)
+    dbias, dweight = OPS.grad_sums(dy, *values.values(), None, *activation(name))
+    dx, dresidual = OPS.grad_input(dy, *values.values(), None, count, dbias, dweight, *activation(name), True)
+    for one, other in zip(fused, (dx, dweight, dbias, dresidual), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_every_operator_is_reachable() -> None:
+    names = {schema[: schema.index("(")].split(".")[0] for schema in SCHEMAS}
+    assert names == {
+        "moments",
+        "normalize",
+        "grad_sums",
+        "grad_input",
+        "forward",
+        "backward",
+        "update_running",
+    }
+    assert all(hasattr(OPS, name) for name in names)
