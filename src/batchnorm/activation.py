@@ -30,6 +30,7 @@ class _Kind:
         slopes: For a piecewise linear activation the derivative as ``(off, on)``, where one bit an element
             says which side of the kink it is on; ``None`` where the derivative needs the value of z.
         is_on: For a piecewise linear activation that bit, ``(z, *parameters) -> bool tensor``.
+        in_place: As ``apply``, overwriting z; ``None`` where torch has no such form.
     """
 
     defaults: dict[str, float]
@@ -37,6 +38,7 @@ class _Kind:
     derivative: Callable[..., Tensor]
     slopes: Callable[..., tuple[float, float]] | None = None
     is_on: Callable[..., Tensor] | None = None
+    in_place: Callable[..., Tensor] | None = None
 
 
 def _piecewise_linear(
@@ -44,12 +46,13 @@ def _piecewise_linear(
     apply: Callable[..., Tensor],
     slopes: Callable[..., tuple[float, float]],
     is_on: Callable[..., Tensor],
+    in_place: Callable[..., Tensor],
 ) -> _Kind:
     def derivative(z: Tensor, *parameters: float) -> Tensor:
         off, on = slopes(*parameters)
         return _choose(is_on(z, *parameters), off, on, z)
 
-    return _Kind(defaults, apply, derivative, slopes, is_on)
+    return _Kind(defaults, apply, derivative, slopes, is_on, in_place)
 
 
 def _choose(on: Tensor, when_off: float, when_on: float, like: Tensor) -> Tensor:
@@ -98,24 +101,27 @@ def _elu_derivative(z: Tensor, alpha: float) -> Tensor:
 # The bits are written as torch's kernels decide: a NaN counts as on, except for leaky_relu.
 ACTIVATIONS: dict[str, _Kind] = {
     "identity": _Kind({}, lambda z: z, torch.ones_like),
-    "relu": _piecewise_linear({}, torch.relu, lambda: (0.0, 1.0), lambda z: ~(z <= 0)),
+    "relu": _piecewise_linear({}, torch.relu, lambda: (0.0, 1.0), lambda z: ~(z <= 0), torch.relu_),
     "leaky_relu": _piecewise_linear(
-        {"negative_slope": 0.01}, F.leaky_relu, lambda slope: (slope, 1.0), lambda z, _: z > 0
+        {"negative_slope": 0.01}, F.leaky_relu, lambda slope: (slope, 1.0), lambda z, _: z > 0, F.leaky_relu_
     ),
-    "relu6": _piecewise_linear({}, F.relu6, lambda: (0.0, 1.0), lambda z: ~((z <= 0) | (z >= 6))),
+    "relu6": _piecewise_linear(
+        {}, F.relu6, lambda: (0.0, 1.0), lambda z: ~((z <= 0) | (z >= 6)), lambda z: F.hardtanh_(z, 0.0, 6.0)
+    ),
     "hardtanh": _piecewise_linear(
         {"min_val": -1.0, "max_val": 1.0},
         F.hardtanh,
         lambda low, high: (0.0, 1.0),
         lambda z, low, high: ~((z <= low) | (z >= high)),
+        F.hardtanh_,
     ),
-    "silu": _Kind({}, F.silu, _silu_derivative),
-    "hardswish": _Kind({}, F.hardswish, _hardswish_derivative),
+    "silu": _Kind({}, F.silu, _silu_derivative, in_place=lambda z: F.silu(z, inplace=True)),
+    "hardswish": _Kind({}, F.hardswish, _hardswish_derivative, in_place=lambda z: F.hardswish(z, inplace=True)),
     "gelu": _Kind({}, F.gelu, _gelu_derivative),
     "gelu_tanh": _Kind({}, lambda z: F.gelu(z, approximate="tanh"), _gelu_tanh_derivative),
-    "sigmoid": _Kind({}, torch.sigmoid, _sigmoid_derivative),
-    "tanh": _Kind({}, torch.tanh, _tanh_derivative),
-    "elu": _Kind({"alpha": 1.0}, F.elu, _elu_derivative),
+    "sigmoid": _Kind({}, torch.sigmoid, _sigmoid_derivative, in_place=torch.sigmoid_),
+    "tanh": _Kind({}, torch.tanh, _tanh_derivative, in_place=torch.tanh_),
+    "elu": _Kind({"alpha": 1.0}, F.elu, _elu_derivative, in_place=F.elu_),
 }
 
 
@@ -189,6 +195,11 @@ class Activation:
     def __call__(self, z: Tensor) -> Tensor:
         """``activation(z)``, of z's shape and dtype."""
         return ACTIVATIONS[self.name].apply(z, *self.parameters)
+
+    def in_place(self, z: Tensor) -> Tensor:
+        """``activation(z)`` in the memory of z where torch can; z is lost either way."""
+        kind = ACTIVATIONS[self.name]
+        return (kind.in_place or kind.apply)(z, *self.parameters)
 
     def derivative(self, z: Tensor) -> Tensor:
         """``activation'(z)``, of z's shape and dtype; differentiable again."""

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 
 import pytest
 import torch
@@ -79,3 +80,43 @@ def test_parameters_in_half_precision_as_model_half_makes_them() -> None:
             twin.train(training)
             torch.testing.assert_close(layer(x), twin(x), rtol=1e-2, atol=1e-2)
         assert layer.running_mean.dtype == dtype
+
+
+def test_symbolic_tracing_sees_one_node() -> None:
+    """As with torch's layer: feature extractors and graph-mode tools are built on it."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+            self.plain = BatchNorm2d(3)
+            self.fused = BatchNormAct2d(3, momentum=None)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fused(self.plain(self.conv(x)), residual=x)
+
+    net = Net()
+    traced = torch.fx.symbolic_trace(net)
+    nodes = [(node.op, node.target) for node in traced.graph.nodes if node.op == "call_module"]
+    assert nodes == [("call_module", name) for name in ("conv", "plain", "fused")]
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(traced(x), net(x))
+
+
+def test_meta_tensors_have_shapes() -> None:
+    for layer in (BatchNorm2d(3, device="meta"), BatchNormAct2d(3, device="meta")):
+        for training in (True, False):
+            x = torch.empty(2, 3, 5, 5, device="meta", requires_grad=True)
+            output = layer.train(training)(x)
+            assert (output.shape, output.device.type) == (x.shape, "meta")
+            output.sum().backward()
+            assert x.grad.shape == x.shape
+
+
+def test_torchscript_tracing_in_evaluation() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), BatchNormAct2d(4)).eval()
+    x = torch.randn(2, 3, 5, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and warns that shapes were checked
+        traced = torch.jit.trace(model, x)
+    torch.testing.assert_close(traced(x.repeat(3, 1, 1, 1)), model(x.repeat(3, 1, 1, 1)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.fx
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -64,6 +67,8 @@ class Norm(_NormBase):
     def _normalize(
         self, input: Tensor, residual: Tensor | None, mask: Tensor | None, activation: ActivationLike
     ) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):
+            return self._as_one_node(input, residual, mask)
         self._check_input_dim(input)
         training = self.training or (self.running_mean is None and self.running_var is None)
         tracked = not self.training or self.track_running_stats
@@ -85,6 +90,13 @@ class Norm(_NormBase):
             nonfinite=self.nonfinite,
             num_batches_tracked=self.num_batches_tracked,
         )
+
+    def _as_one_node(self, input: torch.fx.Proxy, residual: Tensor | None, mask: Tensor | None) -> torch.fx.Proxy:
+        # To torch.fx a torch.nn layer is a leaf by its module's name. Ours says so itself: its checks cannot be traced.
+        given = {"residual": residual, "mask": mask}
+        named = {name: value for name, value in given.items() if value is not None}
+        tracer: Any = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), named)
 
     def _cumulative_momentum(self) -> float | Tensor:
         # 1/n for the n-th batch. The count stays on its device: reading it would wait for it. A layer without a

@@ -6,7 +6,7 @@ There is one way in for each of the two modes, and four roads behind it:
   same rules by ``torch.library`` (an ``autograd.Function`` with a ``jvp`` cannot be traced whole); inside a
   ``torch.func`` transform, which operators with such rules do not survive, plain torch operations.
 - Nothing to differentiate: the kernel itself.
-- Forward mode: plain torch operations. (An operator with ``register_autograd`` returns zeros under
+- Forward mode, and traced by the old ``torch.jit.trace``: plain torch operations. (An operator with ``register_autograd`` returns zeros under
   ``torch.func.jvp`` without a word, and the ``jvp`` of an ``autograd.Function`` is wrong once nested, as in
   ``jacfwd(jacfwd(f))``: torch runs it with the outer level switched off.)
 - Else :class:`_BatchNorm`, an ``autograd.Function`` with ``vmap``. (An operator fails under ``torch.func.grad``.)
@@ -27,7 +27,7 @@ from ..activation import Activation
 from ..errors import ArgumentError
 from . import eager, native
 from .dispatch import kernels
-from .schema import LIBRARY, conform
+from .schema import LIBRARY
 
 __all__ = ["batch_norm", "normalize", "update_running"]
 
@@ -45,7 +45,7 @@ def batch_norm(
     arguments = (input, weight, bias, residual, mask, eps)
     transformed = torch._C._are_functorch_transforms_active()
     traced = torch.compiler.is_compiling()
-    if _has_tangents() or (traced and transformed):
+    if _has_tangents() or (traced and transformed) or torch.jit.is_tracing():
         return eager.forward(*arguments, activation, False)[:4]
     differentiable = _differentiable(input, weight, bias, residual)
     # Under vmap the bits of several models would share bytes: the residual is kept there instead.
@@ -75,12 +75,13 @@ def normalize(
     neighbours, and ONNX gets its standard nodes. Elsewhere less is kept for the backward pass than they would.
     """
     arguments = (input, mean, var, weight, bias, residual, mask, eps, activation)
-    in_graph = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    in_graph = traced or torch._C._are_functorch_transforms_active()
     if in_graph or _has_tangents():
-        return native.normalize(*arguments)
+        return native.normalize_in_graph(*arguments)
     if _differentiable(input, weight, bias, residual):
         return _Normalize.apply(*arguments)
-    return conform(native.normalize(*arguments), input)
+    return native.normalize(*arguments)
 
 
 def _differentiable(*tensors: Tensor | None) -> bool:
@@ -205,7 +206,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
-        return conform(native.normalize(*arguments), arguments[0])
+        return native.normalize(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

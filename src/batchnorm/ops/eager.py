@@ -294,20 +294,20 @@ def update_running(
     """
     values = count.to(var.dtype)
     unbiased = var * (values / (values - 1).clamp(min=1))
-    batch_mean, batch_var = mean.to(running_mean.dtype), unbiased.to(running_var.dtype)
+    batches = mean.to(running_mean.dtype), unbiased.to(running_var.dtype)
     valid = count > 1
     if skip_nonfinite:
-        # 0·v is NaN exactly where v is NaN or inf, and a sum of zeros cannot overflow.
-        valid = valid & torch.isfinite((batch_mean * 0 + batch_var * 0).sum())
+        # 0·v is 0 where v is finite and NaN elsewhere, and a sum of zeros cannot overflow.
+        valid = valid & ((batches[0] * 0 + batches[1] * 0).sum() == 0)
     moved = [
         torch.where(valid, (running * (1 - momentum) + batch * momentum).to(running.dtype), running)
-        for running, batch in ((running_mean, batch_mean), (running_var, batch_var))
+        for running, batch in zip((running_mean, running_var), batches, strict=True)
     ]
     # Nothing is written before everything is computed.
     running_mean.copy_(moved[0])
     running_var.copy_(moved[1])
     if num_batches_tracked is not None:
-        num_batches_tracked.add_(valid.to(num_batches_tracked.dtype))
+        num_batches_tracked.add_(valid)
 
 
 def no_bits(like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The same operators by torch's own kernels: three times faster on a CPU than plain torch, masks excepted.
+"""The same operators by torch's own kernels, which move fewer bytes than plain operations; masks excepted.
 
 What torch's kernels do not keep is put right here: the output has the input's strides, statistics of half-precision
 input are float32, the variance is exact where it is far below eps, and nothing is kept but what the contract says.
@@ -15,8 +15,7 @@ from torch import Tensor
 from ..activation import Activation
 from . import eager
 
-__all__ = ["backward", "forward", "normalize", "serves"]
-
+__all__ = ["backward", "forward", "normalize", "normalize_in_graph", "serves"]
 
 _aten = torch.ops.aten
 
@@ -56,6 +55,8 @@ def _as_rows(x: Tensor) -> Tensor:
 def _like_input(output: Tensor, input: Tensor) -> Tensor:
     if output.dim() != input.dim():
         return output.view(input.shape[0], input.shape[2], input.shape[1]).transpose(1, 2)
+    if output.stride() == input.stride():
+        return output
     expected = torch.empty_like(input)  # strides as elementwise operators of torch give them
     return output if output.stride() == expected.stride() else expected.copy_(output)
 
@@ -71,15 +72,40 @@ def normalize(
     eps: float,
     activation: Activation,
 ) -> Tensor:
-    """As :func:`eager.normalize`, by ``torch.batch_norm``: differentiable, and exported as standard nodes."""
+    """As :func:`eager.normalize`, by ``torch.batch_norm``, in place where that saves a tensor."""
+    z = _like_input(_evaluate(input, mean, var, weight, bias, eps), input)
+    output = _activate_in_place(z, residual, activation)
+    return output if mask is None else output.masked_fill_(~mask.unsqueeze(1), 0.0)
+
+
+def normalize_in_graph(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> Tensor:
+    """As :func:`normalize`, out of place: differentiable, and exported as standard nodes."""
     z = _evaluate(input, mean, var, weight, bias, eps)
     if residual is not None:
         z = z + residual
-    # An activation may widen half precision under autocast; the output has the input's dtype.
-    output = activation(z)
-    if output.dtype != input.dtype:
-        output = output.to(input.dtype)
+    output = _narrow(activation(z), input)
     return output if mask is None else torch.where(mask.unsqueeze(1), output, 0.0)
+
+
+def _activate_in_place(z: Tensor, residual: Tensor | None, activation: Activation) -> Tensor:
+    if residual is not None:
+        z += residual
+    return _narrow(activation.in_place(z), z)
+
+
+def _narrow(output: Tensor, like: Tensor) -> Tensor:
+    # Autocast widens some activations of half precision; the output has the input's dtype.
+    return output if output.dtype == like.dtype else output.to(like.dtype)
 
 
 def _evaluate(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -117,8 +143,8 @@ def forward(
     if residual is not None:
         z += residual
     bits = eager.pack_bits(activation.is_on(z)) if keep_bits else eager.no_bits(input)
-    count = torch.full((), values, dtype=torch.int64, device=x.device)
-    return activation(z).to(input.dtype), count, mean, unbiased * ((values - 1) / values), bits
+    output = _activate_in_place(z, None, activation)
+    return output, eager.count_values(input, None), mean, unbiased * ((values - 1) / values), bits
 
 
 def backward(

@@ -23,7 +23,7 @@ from ..activation import Activation
 from . import eager
 from .dispatch import kernels
 
-__all__ = ["LIBRARY", "SCHEMAS", "conform"]
+__all__ = ["LIBRARY", "SCHEMAS"]
 
 _LAYER = "Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask"
 _ACTIVATION = "float eps, str activation, float[] parameters"
@@ -61,8 +61,7 @@ def _operator(schema: str, implementation: Callable[..., Any], fake: Callable[..
 _eager: Any = eager
 
 
-def conform(output: Tensor, input: Tensor, wanted: bool = True) -> Tensor:
-    """``output`` with the dtype of ``input``, and the strides of ``torch.empty_like(input)``."""
+def _conform(output: Tensor, input: Tensor, wanted: bool = True) -> Tensor:
     if not wanted:
         return output.new_empty(0)
     expected = torch.empty_like(input)
@@ -77,7 +76,7 @@ def _moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor
 def _normalize(input: Tensor, *arguments: Any) -> Tensor:
     *layer, eps, name, parameters = arguments
     kernel = kernels(input, layer[-1])
-    return conform(kernel.normalize(input, *layer, eps, Activation.of(name, parameters)), input)
+    return _conform(kernel.normalize(input, *layer, eps, Activation.of(name, parameters)), input)
 
 
 def _grad_sums(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -89,7 +88,7 @@ def _grad_sums(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Ten
 def _grad_input(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *layer, name, parameters, keep_residual = arguments
     dx, dz = _eager.grad_input(grad_output, input, *layer, Activation.of(name, parameters))
-    return conform(dx, input), _own(conform(dz, input, keep_residual), grad_output)
+    return _conform(dx, input), _own(_conform(dz, input, keep_residual), grad_output)
 
 
 def _own(gradient: Tensor, grad_output: Tensor) -> Tensor:
@@ -110,14 +109,14 @@ def _forward(
     output, *kept = kernels(input, mask).forward(
         input, weight, bias, residual, mask, eps, Activation.of(name, parameters), keep_bits
     )
-    return conform(output, input), *kept
+    return _conform(output, input), *kept
 
 
 def _backward(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *layer, eps, name, parameters, keep_residual = arguments
     kernel = kernels(input, layer[5])
     dx, dweight, dbias, dz = kernel.backward(grad_output, input, *layer, eps, Activation.of(name, parameters))
-    return conform(dx, input), dweight, dbias, _own(conform(dz, input, keep_residual), grad_output)
+    return _conform(dx, input), dweight, dbias, _own(_conform(dz, input, keep_residual), grad_output)
 
 
 def _vector(input: Tensor) -> Tensor:
