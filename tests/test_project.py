@@ -169,8 +169,10 @@ def test_public_names_exist_and_are_documented(name):
     for each in public:
         value = getattr(module, each)
         if inspect.isclass(value) or inspect.isfunction(value) or inspect.ismodule(value):
-            # Its own words: a subclass without any would show its parent's.
-            assert value.__doc__, f"{name}.{each} has no docstring"
+            # Its own words: a dataclass without any shows its fields.
+            words = value.__doc__
+            assert words, f"{name}.{each} has no docstring"
+            assert not words.startswith(f"{each}("), f"{name}.{each} has no docstring"
 
 
 def test_the_top_level_lists_what_it_imports():

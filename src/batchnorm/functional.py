@@ -106,9 +106,10 @@ def batch_norm(
             if num_batches_tracked is not None:
                 num_batches_tracked.add_(1)
         else:
-            skip = nonfinite == "skip"
+            # Without a mask the count is known, and nothing has to be computed from it on the device.
+            values = count if mask is not None else input.numel() // input.shape[1]
             buffers = (running_mean, running_var, num_batches_tracked)
-            ops.update_running(*buffers, count, mean, var, momentum, skip)
+            ops.update_running(*buffers, values, mean, var, momentum, nonfinite == "skip")
     return output
 
 

@@ -2,14 +2,13 @@
 
 There is one way in for each of the two modes, and four roads behind it:
 
+- Forward mode, and traced by the old ``torch.jit.trace``: plain torch operations. (An operator with
+  ``register_autograd`` returns zeros under ``torch.func.jvp`` without a word, and the ``jvp`` of an
+  ``autograd.Function`` is wrong once nested, as in ``jacfwd(jacfwd(f))``: torch runs it with the outer level off.)
 - Traced by ``torch.compile`` or ``torch.export``: the operator ``torch.ops.batchnorm.forward``, which carries the
-  same rules by ``torch.library`` (an ``autograd.Function`` with a ``jvp`` cannot be traced whole); inside a
-  ``torch.func`` transform, which operators with such rules do not survive, plain torch operations.
+  same rules by ``torch.library``; inside a ``torch.func`` transform, which no operator survives, plain operations.
 - Nothing to differentiate: the kernel itself.
-- Forward mode, and traced by the old ``torch.jit.trace``: plain torch operations. (An operator with ``register_autograd`` returns zeros under
-  ``torch.func.jvp`` without a word, and the ``jvp`` of an ``autograd.Function`` is wrong once nested, as in
-  ``jacfwd(jacfwd(f))``: torch runs it with the outer level switched off.)
-- Else :class:`_BatchNorm`, an ``autograd.Function`` with ``vmap``. (An operator fails under ``torch.func.grad``.)
+- Else an ``autograd.Function``; under ``torch.func`` with ``vmap``.
 
 Kept for the backward pass: the input, per-channel vectors, and with a residual either one bit an element
 (piecewise linear activations) or the residual itself (the smooth ones). Never the output, never z.
@@ -45,15 +44,18 @@ def batch_norm(
     arguments = (input, weight, bias, residual, mask, eps)
     transformed = torch._C._are_functorch_transforms_active()
     traced = torch.compiler.is_compiling()
-    if _has_tangents() or (traced and transformed) or torch.jit.is_tracing():
-        return eager.forward(*arguments, activation, False)[:4]
+    if _has_tangents() or (traced and transformed) or torch._C._is_tracing():
+        output, count, mean, var, _ = eager.forward(*arguments, activation, False)
+        return output, count, mean.detach(), var.detach()
     differentiable = _differentiable(input, weight, bias, residual)
     # Under vmap the bits of several models would share bytes: the residual is kept there instead.
     keep_bits = residual is not None and activation.needs_bit and differentiable and not transformed
     if traced:
         described = (activation.name, list(activation.parameters))
         return torch.ops.batchnorm.forward(*arguments, *described, keep_bits)[:4]
-    if transformed or differentiable:
+    if transformed:
+        return _TransformedBatchNorm.apply(*arguments, activation, keep_bits)[:4]
+    if differentiable:
         return _BatchNorm.apply(*arguments, activation, keep_bits)[:4]
     return kernels(input, mask).forward(*arguments, activation, keep_bits)[:4]
 
@@ -75,7 +77,7 @@ def normalize(
     neighbours, and ONNX gets its standard nodes. Elsewhere less is kept for the backward pass than they would.
     """
     arguments = (input, mean, var, weight, bias, residual, mask, eps, activation)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
     in_graph = traced or torch._C._are_functorch_transforms_active()
     if in_graph or _has_tangents():
         return native.normalize_in_graph(*arguments)
@@ -147,25 +149,39 @@ def _gradients(ctx: Any, grad_output: Tensor | None, wants_residual: bool) -> tu
     )
 
 
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, weight, bias, residual, mask, eps, activation, keep_bits = inputs
+    _, count, mean, var, bits = output
+    layer = (mean, var, weight, bias, residual, mask)
+    _keep(ctx, input, layer, bits if keep_bits else None, count, eps, activation)
+    ctx.mark_non_differentiable(count, mean, var, bits)
+
+
 class _BatchNorm(torch.autograd.Function):
     """Training mode. Inputs: input, weight, bias, residual, mask, eps, activation, keep_bits."""
+
+    # With a `setup_context` of its own, torch looks up the signature at every call: 60 µs, as much as all the rest.
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        output: tuple[Tensor, ...] = kernels(input, arguments[3]).forward(input, *arguments)
+        _setup(ctx, (input, *arguments), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, grad_output, ctx.needs_input_grad[3]), None, None, None, None
+
+
+class _TransformedBatchNorm(torch.autograd.Function):
+    """The same under ``torch.func``, which asks for a separate ``setup_context``."""
 
     @staticmethod
     def forward(input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         output: tuple[Tensor, ...] = kernels(input, arguments[3]).forward(input, *arguments)
         return output
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        input, weight, bias, residual, mask, eps, activation, keep_bits = inputs
-        _, count, mean, var, bits = output
-        layer = (mean, var, weight, bias, residual, mask)
-        _keep(ctx, input, layer, bits if keep_bits else None, count, eps, activation)
-        ctx.mark_non_differentiable(count, mean, var, bits)
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, grad_output, ctx.needs_input_grad[3]), None, None, None, None
+    setup_context = staticmethod(_setup)
+    backward = staticmethod(_BatchNorm.backward)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
@@ -187,7 +203,7 @@ class _BatchNorm(torch.autograd.Function):
                 return None
             return (x.expand(models, -1) if dim is None else x.movedim(dim, 0)).flatten()  # (models·C,)
 
-        output, count, mean, var, bits = _BatchNorm.apply(
+        output, count, mean, var, bits = _TransformedBatchNorm.apply(
             images(input, in_dims[0]),
             vectors(weight, in_dims[1]),
             vectors(bias, in_dims[2]),
@@ -205,13 +221,10 @@ class _Normalize(torch.autograd.Function):
     """Evaluation mode. Inputs: input, mean, var, weight, bias, residual, mask, eps, activation."""
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        return native.normalize(*arguments)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, *layer, eps, activation = inputs
+    def forward(ctx: Any, input: Tensor, *arguments: Any) -> Tensor:
+        *layer, eps, activation = arguments
         _keep(ctx, input, tuple(layer), None, None, eps, activation)
+        return native.normalize(input, *arguments)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -219,48 +232,43 @@ class _Normalize(torch.autograd.Function):
         return dx, None, None, dweight, dbias, dresidual, None, None, None
 
 
-class _TracedBatchNorm(_BatchNorm):
-    """The rules of ``torch.ops.batchnorm.forward``, whose backward stays an operator in the graph."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        *tensors, eps, name, parameters, keep_bits = inputs
-        activation = Activation.of(name, parameters)
-        _BatchNorm.setup_context(ctx, (*tensors, eps, activation, keep_bits), output)
-        ctx.traced = True
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        return *_BatchNorm.backward(ctx, grad_output), None
+# The rules of torch.ops.batchnorm.forward, whose backward stays an operator in the graph.
 
 
-torch.library.register_autograd(
-    "batchnorm::forward",
-    _TracedBatchNorm.backward,
-    setup_context=_TracedBatchNorm.setup_context,
-    lib=LIBRARY,
-)
+def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, eps, name, parameters, keep_bits = inputs
+    _setup(ctx, (*tensors, eps, Activation.of(name, parameters), keep_bits), output)
+    ctx.traced = True
+
+
+def _backward_operator(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    return *_BatchNorm.backward(ctx, grad_output), None
+
+
+torch.library.register_autograd("batchnorm::forward", _backward_operator, setup_context=_setup_operator, lib=LIBRARY)
 
 
 def update_running(
     running_mean: Tensor,
     running_var: Tensor,
     num_batches_tracked: Tensor | None,
-    count: Tensor,
+    count: Tensor | int,
     mean: Tensor,
     var: Tensor,
     momentum: float | Tensor,
     skip_nonfinite: bool,
 ) -> None:
-    """Move the running buffers, in place and without gradient; see :func:`eager.update_running`."""
-    arguments = (running_mean, running_var, num_batches_tracked, count, mean, var, momentum, skip_nonfinite)
+    """Move the running buffers, in place; see :func:`eager.update_running`."""
+    buffers = (running_mean, running_var, num_batches_tracked)
     if torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+        if not isinstance(count, Tensor):
+            count = torch.full((), count, dtype=torch.int64, device=mean.device)
         overload = "tensor" if isinstance(momentum, Tensor) else "default"
-        getattr(torch.ops.batchnorm.update_running, overload)(*arguments)
+        operator = getattr(torch.ops.batchnorm.update_running, overload)
+        operator(*buffers, count, mean, var, momentum, skip_nonfinite)
     else:
         _check_models(running_mean, mean)
-        with torch.no_grad():
-            eager.update_running(*arguments)
+        eager.update_running(*buffers, count, mean, var, momentum, skip_nonfinite)
 
 
 def _check_models(running_mean: Tensor, mean: Tensor) -> None:

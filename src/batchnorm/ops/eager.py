@@ -39,9 +39,7 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def as_statistics(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """``tensor`` in the dtype that statistics of an input of ``dtype`` are kept in."""
-    # `to` would say the same; but an exported graph records each call, even one that does nothing.
-    dtype = statistics_dtype(dtype)
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+    return _cast(tensor, statistics_dtype(dtype))
 
 
 def _but_channel(x: Tensor) -> list[int]:
@@ -281,7 +279,7 @@ def update_running(
     running_mean: Tensor,
     running_var: Tensor,
     num_batches_tracked: Tensor | None,
-    count: Tensor,
+    count: Tensor | int,
     mean: Tensor,
     var: Tensor,
     momentum: float | Tensor,
@@ -291,23 +289,39 @@ def update_running(
 
     Nothing moves, the count of batches included, where the batch has fewer than two values a channel (it has no
     unbiased variance) or, with ``skip_nonfinite``, where any channel's statistic is not finite in the buffer's dtype.
+    A count that is known without asking the device comes as a number.
     """
-    values = count.to(var.dtype)
-    unbiased = var * (values / (values - 1).clamp(min=1))
-    batches = mean.to(running_mean.dtype), unbiased.to(running_var.dtype)
-    valid = count > 1
+    valid: Tensor | None = None
+    if isinstance(count, int):
+        if count < 2:
+            return
+        unbiased = var * (count / (count - 1))
+    else:
+        values = count.to(var.dtype)
+        unbiased = var * (values / (values - 1).clamp(min=1))
+        valid = count > 1
+    batch_mean, batch_var = _cast(mean, running_mean.dtype), _cast(unbiased, running_var.dtype)
     if skip_nonfinite:
         # 0·v is 0 where v is finite and NaN elsewhere, and a sum of zeros cannot overflow.
-        valid = valid & ((batches[0] * 0 + batches[1] * 0).sum() == 0)
-    moved = [
-        torch.where(valid, (running * (1 - momentum) + batch * momentum).to(running.dtype), running)
-        for running, batch in zip((running_mean, running_var), batches, strict=True)
-    ]
+        finite = (batch_mean * 0 + batch_var * 0).sum() == 0
+        valid = finite if valid is None else valid & finite
+    new_mean = _moved(running_mean, batch_mean, momentum, valid)
+    new_var = _moved(running_var, batch_var, momentum, valid)
     # Nothing is written before everything is computed.
-    running_mean.copy_(moved[0])
-    running_var.copy_(moved[1])
+    running_mean.copy_(new_mean)
+    running_var.copy_(new_var)
     if num_batches_tracked is not None:
-        num_batches_tracked.add_(valid)
+        num_batches_tracked.add_(1 if valid is None else valid)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # `to` would say the same; but an exported graph records each call, even one that does nothing.
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def _moved(running: Tensor, batch: Tensor, momentum: float | Tensor, valid: Tensor | None) -> Tensor:
+    moved = _cast(running * (1 - momentum) + batch * momentum, running.dtype)
+    return moved if valid is None else torch.where(valid, moved, running)
 
 
 def no_bits(like: Tensor) -> Tensor:

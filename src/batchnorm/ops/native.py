@@ -136,7 +136,7 @@ def forward(
     unbiased = torch.zeros_like(mean)
     # Without a weight of that dtype torch takes the statistics of half-precision input in half precision.
     scale = torch.ones_like(mean) if weight is None and x.dtype != dtype else weight
-    scale, shift = (None if vector is None else vector.to(dtype) for vector in (scale, bias))
+    scale, shift = (None if vector is None else eager.as_statistics(vector, dtype) for vector in (scale, bias))
     z, _, _ = torch.native_batch_norm(x, scale, shift, mean, unbiased, True, 1.0, eps)
     values = x.numel() // x.shape[1]
     z = _like_input(z, input)
@@ -164,7 +164,7 @@ def backward(
     """As :func:`eager.backward`; ``serves(input, mask)`` must hold."""
     x = _as_rows(input)
     dtype = eager.statistics_dtype(x.dtype)
-    mean, var = mean.to(dtype), var.to(dtype)
+    mean, var = eager.as_statistics(mean, dtype), eager.as_statistics(var, dtype)
     dz = grad_output
     if bits is not None:
         dz = grad_output * activation.slope(eager.unpack_bits(bits, input), grad_output)
@@ -178,7 +178,7 @@ def backward(
         dz = _like_input(dz, input)
     training = count is not None
     scale = torch.ones_like(mean) if weight is None and x.dtype != dtype else weight
-    scale = None if scale is None else scale.to(dtype)
+    scale = None if scale is None else eager.as_statistics(scale, dtype)
     invstd = torch.rsqrt(var + eps)
     dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
         dz if x is input else dz.transpose(1, 2).reshape(x.shape),
