@@ -1,0 +1,20 @@
+"""The command line, ``batchnorm``: one file a subcommand, wiring only."""
+
+from __future__ import annotations
+
+import sys
+
+from .tools import missing_tools
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Runs the command line, and names the mend where its own packages are missing."""
+    message = missing_tools("typer", "rich")
+    if message:
+        print(message, file=sys.stderr)
+        raise SystemExit(2)
+    from .app import app  # noqa: PLC0415 - typer may be missing, and importing us must not need it
+
+    app()

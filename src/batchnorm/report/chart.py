@@ -1,0 +1,102 @@
+"""Charts as plain data: what is drawn, with units, and no drawing library.
+
+A claim or a rule describes its picture with these classes; :mod:`batchnorm.report.plot` turns them into what
+plotly draws. So a pure function can return a picture, and a test can look at its numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+__all__ = ["Chart", "Curves", "Intervals", "Row", "Series"]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart, with its name written at its right end.
+
+    Args:
+        label: What the line is, in a few words.
+        x: Horizontal positions.
+        y: Vertical positions; NaN leaves a gap.
+        color: Index into the page's colour-blind-safe palette (0 is the neutral grey of a baseline).
+        low: Lower edge of a band around the line.
+        high: Upper edge of that band.
+        dash: A stroke that tells the line apart without colour: "solid", "dash" or "dot".
+        markers: Whether the points themselves are drawn.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    color: int
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    dash: str = "solid"
+    markers: bool = False
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines over a common axis.
+
+    Args:
+        title: What the reader should see in it, as a sentence.
+        x_label: Name and unit of the horizontal axis.
+        y_label: Name and unit of the vertical axis.
+        series: The lines.
+        log_x: Whether the horizontal axis is logarithmic.
+        log_y: Whether the vertical axis is logarithmic.
+        y_range: Lowest and highest value shown; None fits the data.
+        x_ticks: Positions labelled on the horizontal axis; None leaves it to the plot.
+        note: What the bands and marks are.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    log_x: bool = False
+    log_y: bool = False
+    y_range: tuple[float, float] | None = None
+    x_ticks: Sequence[float] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One estimate with its interval."""
+
+    label: str
+    estimate: float
+    low: float
+    high: float
+    color: int = 1
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Estimates with intervals, one a row, beside the value that means "no effect".
+
+    Args:
+        title: What the reader should see in it, as a sentence.
+        x_label: Name and unit of the axis.
+        rows: The estimates, drawn from top to bottom.
+        reference: Where a dotted line is drawn.
+        reference_label: What that line means.
+        log_x: Whether the axis is logarithmic, as it should be for ratios.
+        note: What the intervals are.
+    """
+
+    title: str
+    x_label: str
+    rows: Sequence[Row]
+    reference: float
+    reference_label: str
+    log_x: bool = False
+    note: str = ""
+
+
+Chart: TypeAlias = Curves | Intervals

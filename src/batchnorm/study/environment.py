@@ -1,0 +1,65 @@
+"""What a study ran on, as far as a reader needs it to judge or repeat the numbers."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy
+import torch
+
+from .._version import __version__
+
+__all__ = ["Environment"]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Versions, processor, date, seeds and time of one study."""
+
+    versions: dict[str, str]
+    processor: str
+    workers: int
+    date: str
+    seeds: list[int]
+    data: str
+    seconds: float
+
+    @classmethod
+    def now(cls, *, seeds: list[int], data: str, workers: int, seconds: float) -> Environment:
+        """Describes this process and machine."""
+        versions = {"batchnorm": __version__, "python": platform.python_version(), "torch": torch.__version__}
+        versions["numpy"] = numpy.__version__
+        tools = {"scipy": "scipy", "scikit-learn": "sklearn", "mlxtend": "mlxtend", "plotly": "plotly"}
+        versions |= {name: version(name) for name, module in tools.items() if find_spec(module) is not None}
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        return cls(versions, _processor(), workers, date, seeds, data, seconds)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Pairs of a name and its value, for people."""
+        return [
+            ("versions", ", ".join(f"{name} {number}" for name, number in self.versions.items())),
+            ("processor", f"{self.processor} ({self.workers} worker processes, one thread each)"),
+            ("data", self.data),
+            ("seeds", ", ".join(map(str, self.seeds))),
+            ("date", self.date),
+            ("wall time", f"{self.seconds:.0f} s"),
+        ]
+
+    def as_json(self) -> dict[str, object]:
+        """The same for machines."""
+        return asdict(self)
+
+
+def _processor() -> str:
+    # platform.processor() is empty or just "x86_64" on most Linux systems.
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        for line in listing.read_text("utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,99 @@
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchnorm import __version__
+from batchnorm.cli import main, tools
+
+ENVIRONMENT = {**os.environ, "COLUMNS": "40"}
+
+
+def _run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "batchnorm", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
+
+
+def test_version() -> None:
+    done = _run("--version")
+    assert (done.returncode, done.stdout) == (0, f"batchnorm {__version__}\n")
+
+
+def test_an_unknown_claim_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    done = _run("study", "nope", "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "unknown claim: nope. Known claims: convergence, gradient-explosion, population-variance." in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_list_has_one_full_row_a_claim_however_narrow_the_terminal() -> None:
+    done = _run("study", "--list")
+    assert done.returncode == 0
+    rows = done.stdout.splitlines()
+    assert [row.split()[0] for row in rows] == ["convergence", "gradient-explosion", "population-variance"]
+    assert rows[0].endswith("Section 4.2")
+
+
+@pytest.mark.parametrize("option", ["--seeds", "--workers"])
+def test_zero_is_refused(option: str) -> None:
+    assert _run("study", option, "0").returncode == 2
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = _run("study", "gradient-explosion", "--out", str(tmp_path / "file" / "below"))
+    assert done.returncode == 2
+    assert "[1/" not in done.stdout
+
+
+def test_a_study_away_from_a_terminal_ends_with_the_page_and_the_verdicts(tmp_path: Path) -> None:
+    done = _run("study", "gradient-explosion", "--seeds", "1", "--workers", "1", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("[") for line in lines) == 6
+    page, _, header, verdict = lines[-4:]
+    assert page == f"page: {tmp_path / 'out' / 'index.html'}"
+    assert header.split()[:2] == ["claim", "verdict"]
+    # One seed has no interval, so nothing can be concluded; not even on the theorem's number.
+    assert verdict.split()[:2] == ["gradient-explosion", "inconclusive"]
+    stored = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
+    assert list(stored["claims"]) == ["gradient-explosion"]
+
+
+@pytest.mark.slow
+def test_on_a_terminal_progress_is_drawn_and_cleared(tmp_path: Path) -> None:
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "batchnorm", "study", "gradient-explosion", "--seeds", "1", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"}) as process:
+        os.close(slave)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(master, 65536)
+            except OSError:
+                break
+            if not piece:
+                break
+            shown += piece
+    os.close(master)
+    assert process.returncode == 0
+    assert b"all runs" in shown
+    assert b"layer " in shown
+    assert b"inconclusive" in shown.splitlines()[-1]
+
+
+def test_missing_tools_are_named_with_the_mend(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = tools.importlib.util.find_spec
+    monkeypatch.setattr(tools.importlib.util, "find_spec", lambda name: None if name == "typer" else find(name))
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "needs typer. Mend: pip install 'batchnorm[tools]'" in capsys.readouterr().err

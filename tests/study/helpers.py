@@ -1,0 +1,23 @@
+"""What the study's tests share: running a claim here, without processes."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from batchnorm.study.claim import Claim, Result
+
+
+def run_here(claim: Claim, seeds: Sequence[int] = range(3), data: str = "digits") -> list[Result]:
+    """Runs a whole plan in this process, with one thread as a worker has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [Result(run, claim.execute(run, lambda done, note: None)) for run in claim.plan(seeds, data)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def wave(seed: int) -> float:
+    """A number near 0 that differs by seed: the noise of made-up results."""
+    return math.sin(1.0 + 7.0 * seed)
