@@ -499,11 +499,22 @@ def check_kept_for_backward(layer: Layer) -> None:
                 x = case.input.untyped_storage().nbytes()
                 vectors = 2 * CHANNELS * 8 + 8  # mean, variance, count
                 allowed = x + vectors
-                if residual and activation.needs_bit and training:
+                if residual and activation.needs_bit:
                     allowed += (case.input.numel() + 7) // 8
                 elif residual and activation.name != "identity":
                     allowed += x
                 assert kept <= allowed, f"{case.name}, residual {residual}: {kept} bytes, allowed {allowed}"
+
+
+def check_evaluation_gradient_survives_training(layer: Layer) -> None:
+    """The gradient of an evaluation pass is that of what it computed, whatever moved the buffers since."""
+    case, other = make(layer, training=False), make(layer, training=False)
+    output, wanted = call(case), call(other)
+    case.ours.train()
+    call(case)
+    found = gradients(case, output, case.ours)
+    for name, gradient in gradients(other, wanted, other.ours).items():
+        torch.testing.assert_close(found[name], gradient)
 
 
 def check_checkpointing(layer: Layer) -> None:

@@ -48,7 +48,8 @@ def test_value_and_derivative(name: str, dtype: torch.dtype) -> None:
     tolerance = {"rtol": 1e-5, "atol": 5e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-13}
     torch.testing.assert_close(activation.derivative(z), slope, equal_nan=True, **tolerance)
     if activation.needs_bit:
-        torch.testing.assert_close(activation.slope(activation.is_on(z), z), slope, equal_nan=True)
+        given = torch.full_like(z, 3.0)
+        torch.testing.assert_close(activation.backward(given, activation.is_on(z)), 3 * slope, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", [name for name in ACTIVATIONS if Activation(name).needs_value])
@@ -66,6 +67,11 @@ def test_names_modules_and_none_mean_the_same() -> None:
     assert as_activation(None) == Activation("identity")
     assert hash(Activation("elu", alpha=1)) == hash(Activation("elu"))
     assert Activation("elu", alpha=2) != Activation("elu")
+
+
+def test_an_infinite_gradient_stops_where_the_derivative_is_zero() -> None:
+    z, gradient = torch.tensor([-1.0, 1.0]), torch.tensor([float("inf")] * 2)
+    assert Activation("relu").backward(gradient, z > 0).tolist() == [0.0, float("inf")]
 
 
 def test_a_parameter_is_not_rounded_through_float32() -> None:

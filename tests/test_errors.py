@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import batchnorm
-from batchnorm.errors import ArgumentError, BatchNormError, DtypeError, MissingToolError, ShapeError
+from batchnorm.errors import ArgumentError, BatchNormError, DtypeError, ShapeError
 
 
 def test_kinds_are_the_built_in_ones_too() -> None:
@@ -15,7 +15,6 @@ def test_kinds_are_the_built_in_ones_too() -> None:
         (ShapeError, RuntimeError),
         (DtypeError, TypeError),
         (ArgumentError, ValueError),
-        (MissingToolError, ImportError),
     ):
         assert issubclass(kind, built_in)
         assert issubclass(kind, BatchNormError)

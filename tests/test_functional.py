@@ -19,6 +19,8 @@ M, V = torch.zeros(3), torch.ones(3)
         (ShapeError, r"weight.*\(3, 1\)", (X, M, V, torch.ones(3, 1)), {}),
         (ShapeError, "transpose", (X.transpose(1, 2), M, V), {}),
         (DtypeError, "int64", (X.long(), M, V), {}),
+        (DtypeError, "float8", (X.to(torch.float8_e4m3fn), M, V), {}),
+        (ArgumentError, "num_batches_tracked", (X, M, V), {"training": True, "momentum": None}),
         (DtypeError, "complex64", (X.to(torch.complex64), M, V), {}),
         (DtypeError, "weight is torch.float64", (X, M, V, V.double()), {}),
         (DtypeError, "bias is torch.bfloat16", (X, M, V, None, V.bfloat16()), {}),
@@ -97,3 +99,19 @@ def test_tiny_variance_is_not_lost_in_eps() -> None:
     mean, var = torch.zeros(2), torch.ones(2)
     batch_norm(x, mean, var, training=True, momentum=1.0)
     torch.testing.assert_close(var, x.double().var(0).float(), rtol=1e-5, atol=0)
+
+
+def test_one_value_under_a_mask_is_no_error() -> None:
+    """The count under a mask lives on the device: what depends on it cannot raise, here or with more samples."""
+    x, bias = torch.randn(1, 3), torch.randn(3)
+    output = batch_norm(x, None, None, None, bias, training=True, mask=torch.ones(1, dtype=torch.bool))
+    torch.testing.assert_close(output[0], bias)
+
+
+def test_momentum_none_is_the_cumulative_average() -> None:
+    mean, var, seen = M.clone(), V.clone(), torch.tensor(0)
+    batches = [torch.randn(8, 3) for _ in range(4)]
+    for batch in batches:
+        batch_norm(batch, mean, var, training=True, momentum=None, num_batches_tracked=seen)
+    torch.testing.assert_close(mean, torch.stack([batch.mean(0) for batch in batches]).mean(0))
+    torch.testing.assert_close(var, torch.stack([batch.var(0) for batch in batches]).mean(0))

@@ -25,39 +25,20 @@ class _Kind:
     Attributes:
         defaults: Parameters by name with torch's default values, in the order the operators take them.
         apply: ``(z, *parameters) -> activation(z)``, in operations that torch can export.
-        derivative: ``(z, *parameters) -> activation'(z)``, itself differentiable, with torch's own choice at
-            each kink.
-        slopes: For a piecewise linear activation the derivative as ``(off, on)``, where one bit an element
-            says which side of the kink it is on; ``None`` where the derivative needs the value of z.
-        is_on: For a piecewise linear activation that bit, ``(z, *parameters) -> bool tensor``.
         in_place: As ``apply``, overwriting z; ``None`` where torch has no such form.
+        derivative: ``(z, *parameters) -> activation'(z)``, itself differentiable, with torch's own choice at
+            each kink; ``None`` for a piecewise linear activation, which has the next two instead.
+        is_on: ``(z, *parameters) -> bool tensor``: whether the derivative is 1. One bit an element is then all that
+            the backward pass needs.
+        slope_off: ``(*parameters) -> float``: the derivative elsewhere.
     """
 
     defaults: dict[str, float]
     apply: Callable[..., Tensor]
-    derivative: Callable[..., Tensor]
-    slopes: Callable[..., tuple[float, float]] | None = None
-    is_on: Callable[..., Tensor] | None = None
     in_place: Callable[..., Tensor] | None = None
-
-
-def _piecewise_linear(
-    defaults: dict[str, float],
-    apply: Callable[..., Tensor],
-    slopes: Callable[..., tuple[float, float]],
-    is_on: Callable[..., Tensor],
-    in_place: Callable[..., Tensor],
-) -> _Kind:
-    def derivative(z: Tensor, *parameters: float) -> Tensor:
-        off, on = slopes(*parameters)
-        return _choose(is_on(z, *parameters), off, on, z)
-
-    return _Kind(defaults, apply, derivative, slopes, is_on, in_place)
-
-
-def _choose(on: Tensor, when_off: float, when_on: float, like: Tensor) -> Tensor:
-    # torch.where between two numbers would round both to the default dtype.
-    return torch.full_like(like, when_off).masked_fill(on, when_on)
+    derivative: Callable[..., Tensor] | None = None
+    is_on: Callable[..., Tensor] | None = None
+    slope_off: Callable[..., float] = lambda *parameters: 0.0
 
 
 def _silu_derivative(z: Tensor) -> Tensor:
@@ -100,29 +81,29 @@ def _elu_derivative(z: Tensor, alpha: float) -> Tensor:
 
 # The bits are written as torch's kernels decide: a NaN counts as on, except for leaky_relu.
 ACTIVATIONS: dict[str, _Kind] = {
-    "identity": _Kind({}, lambda z: z, torch.ones_like),
-    "relu": _piecewise_linear({}, torch.relu, lambda: (0.0, 1.0), lambda z: ~(z <= 0), torch.relu_),
-    "leaky_relu": _piecewise_linear(
-        {"negative_slope": 0.01}, F.leaky_relu, lambda slope: (slope, 1.0), lambda z, _: z > 0, F.leaky_relu_
+    "identity": _Kind({}, lambda z: z, derivative=torch.ones_like),
+    "relu": _Kind({}, torch.relu, torch.relu_, is_on=lambda z: ~(z <= 0)),
+    "leaky_relu": _Kind(
+        {"negative_slope": 0.01}, F.leaky_relu, F.leaky_relu_, is_on=lambda z, _: z > 0, slope_off=lambda slope: slope
     ),
-    "relu6": _piecewise_linear(
-        {}, F.relu6, lambda: (0.0, 1.0), lambda z: ~((z <= 0) | (z >= 6)), lambda z: F.hardtanh_(z, 0.0, 6.0)
-    ),
-    "hardtanh": _piecewise_linear(
+    "relu6": _Kind({}, F.relu6, lambda z: F.hardtanh_(z, 0.0, 6.0), is_on=lambda z: ~((z <= 0) | (z >= 6))),
+    "hardtanh": _Kind(
         {"min_val": -1.0, "max_val": 1.0},
         F.hardtanh,
-        lambda low, high: (0.0, 1.0),
-        lambda z, low, high: ~((z <= low) | (z >= high)),
         F.hardtanh_,
+        is_on=lambda z, low, high: ~((z <= low) | (z >= high)),
     ),
-    "silu": _Kind({}, F.silu, _silu_derivative, in_place=lambda z: F.silu(z, inplace=True)),
-    "hardswish": _Kind({}, F.hardswish, _hardswish_derivative, in_place=lambda z: F.hardswish(z, inplace=True)),
-    "gelu": _Kind({}, F.gelu, _gelu_derivative),
-    "gelu_tanh": _Kind({}, lambda z: F.gelu(z, approximate="tanh"), _gelu_tanh_derivative),
-    "sigmoid": _Kind({}, torch.sigmoid, _sigmoid_derivative, in_place=torch.sigmoid_),
-    "tanh": _Kind({}, torch.tanh, _tanh_derivative, in_place=torch.tanh_),
-    "elu": _Kind({"alpha": 1.0}, F.elu, _elu_derivative, in_place=F.elu_),
+    "silu": _Kind({}, F.silu, lambda z: F.silu(z, inplace=True), _silu_derivative),
+    "hardswish": _Kind({}, F.hardswish, lambda z: F.hardswish(z, inplace=True), _hardswish_derivative),
+    "gelu": _Kind({}, F.gelu, derivative=_gelu_derivative),
+    "gelu_tanh": _Kind({}, lambda z: F.gelu(z, approximate="tanh"), derivative=_gelu_tanh_derivative),
+    "sigmoid": _Kind({}, torch.sigmoid, torch.sigmoid_, _sigmoid_derivative),
+    "tanh": _Kind({}, torch.tanh, torch.tanh_, _tanh_derivative),
+    "elu": _Kind({"alpha": 1.0}, F.elu, F.elu_, _elu_derivative),
 }
+
+
+_BOUNDS = ACTIVATIONS["hardtanh"].defaults
 
 
 class Activation:
@@ -162,6 +143,9 @@ class Activation:
                 f"{name!r} has no parameter {', '.join(unknown)}.",
                 f"it takes {', '.join(kind.defaults) or 'none'}.",
             )
+        low, high = (parameters.get(key, value) for key, value in _BOUNDS.items())
+        if name == "hardtanh" and low >= high:
+            raise ArgumentError(f"hardtanh from {low} to {high} holds nothing.", "give min_val < max_val.")
         self.name = name
         self.parameters = tuple(float(parameters.get(key, value)) for key, value in kind.defaults.items())
 
@@ -171,26 +155,33 @@ class Activation:
         return cls(name, **dict(zip(ACTIVATIONS[name].defaults, parameters, strict=True)))
 
     @property
-    def needs_value(self) -> bool:
-        """Whether the derivative needs the value of z rather than one bit of it."""
-        return self.name != "identity" and ACTIVATIONS[self.name].slopes is None
-
-    @property
     def needs_bit(self) -> bool:
         """Whether one bit an element is all that the derivative needs."""
-        return ACTIVATIONS[self.name].slopes is not None
+        return ACTIVATIONS[self.name].is_on is not None
 
-    def slope(self, on: Tensor, like: Tensor) -> Tensor:
-        """The derivative by its bits, of the shape and dtype of ``like`` (piecewise linear activations only)."""
-        slopes = ACTIVATIONS[self.name].slopes
-        assert slopes is not None
-        return _choose(on, *slopes(*self.parameters), like)
+    @property
+    def needs_value(self) -> bool:
+        """Whether the derivative needs the value of z rather than one bit of it."""
+        return self.name != "identity" and not self.needs_bit
+
+    @property
+    def output_tells_bit(self) -> bool:
+        """Whether the bit can be read off the output: the activation keeps each side of its kink apart."""
+        return self.needs_bit and (self.name != "leaky_relu" or self.parameters[0] >= 0)
 
     def is_on(self, z: Tensor) -> Tensor:
-        """The bit, as a bool tensor of z's shape (piecewise linear activations only)."""
+        """The bit: whether the derivative at z is 1, as a bool tensor (piecewise linear activations only)."""
         is_on = ACTIVATIONS[self.name].is_on
         assert is_on is not None
         return is_on(z, *self.parameters)
+
+    def backward(self, gradient: Tensor, on: Tensor) -> Tensor:
+        """``gradient`` times the derivative that the bits tell (piecewise linear activations only).
+
+        Where the derivative is 0 the result is 0 even for an infinite gradient, as in torch.
+        """
+        off = ACTIVATIONS[self.name].slope_off(*self.parameters)
+        return torch.where(on, gradient, gradient * off if off else 0.0)
 
     def __call__(self, z: Tensor) -> Tensor:
         """``activation(z)``, of z's shape and dtype."""
@@ -203,7 +194,10 @@ class Activation:
 
     def derivative(self, z: Tensor) -> Tensor:
         """``activation'(z)``, of z's shape and dtype; differentiable again."""
-        return ACTIVATIONS[self.name].derivative(z, *self.parameters)
+        derivative = ACTIVATIONS[self.name].derivative
+        if derivative is None:
+            return self.backward(torch.ones_like(z), self.is_on(z))
+        return derivative(z, *self.parameters)
 
     def __repr__(self) -> str:
         named = zip(ACTIVATIONS[self.name].defaults, self.parameters, strict=True)

@@ -14,7 +14,6 @@ __all__ = [
     "ArgumentError",
     "BatchNormError",
     "DtypeError",
-    "MissingToolError",
     "NotFittedError",
     "ShapeError",
     "TooFewValuesError",
@@ -71,10 +70,6 @@ class ArgumentError(BatchNormError, ValueError, RuntimeError):
 
 class NotFittedError(BatchNormError, RuntimeError):
     """Statistics were asked for before any data was seen."""
-
-
-class MissingToolError(BatchNormError, ImportError):
-    """A command needs a package that the library itself does not depend on."""
 
 
 def _rebuild(kind: type[BatchNormError], args: tuple[object, ...], state: dict[str, object]) -> BatchNormError:

@@ -10,11 +10,13 @@ from torch import Tensor
 from . import ops
 from .activation import ActivationLike, as_activation
 from .errors import ArgumentError, DtypeError, ShapeError, TooFewValuesError
-from .ops.eager import statistics_dtype
+from .ops.eager import is_recomputation, statistics_dtype
 
 __all__ = ["Nonfinite", "batch_norm"]
 
 Nonfinite: TypeAlias = Literal["skip", "propagate"]
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def batch_norm(
@@ -24,7 +26,7 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float | Tensor = 0.1,
+    momentum: float | Tensor | None = 0.1,
     eps: float = 1e-5,
     *,
     activation: ActivationLike = None,
@@ -53,7 +55,8 @@ def batch_norm(
         bias: beta, (C,), or None for 0.
         training: Whether to normalise by the batch's own moments.
         momentum: The weight of the new batch in the running buffers, as in torch (Keras' is ``1 − momentum``): a
-            number, or a 0-d tensor on the input's device.
+            number, or a 0-d tensor on the input's device. ``None``: the cumulative average of all batches, 1/n for the
+            n-th, by ``num_batches_tracked``.
         eps: Added to the variance, inside the root.
         activation: A name (``"relu"``), an :class:`batchnorm.Activation`, a torch activation module, or None.
         residual: Added before the activation; the input's shape, dtype and device.
@@ -74,7 +77,7 @@ def batch_norm(
         DtypeError: An input that is not floating point, parameters of a dtype that does not go with it, a mask that
             is not bool.
         ArgumentError: Evaluation without running statistics, one of the two without the other, an unknown
-            activation or ``nonfinite``.
+            activation or ``nonfinite``, ``momentum=None`` with nothing that counts the batches.
 
     A forward pass that runs inside a backward pass is the recomputation of activation checkpointing: it leaves the
     running buffers alone, which have seen this batch. Nothing here waits for the device.
@@ -90,7 +93,9 @@ def batch_norm(
         (tensor([ 1., 10.]), tensor([  1.5000, 100.5000]))
     """
     activation = as_activation(activation)
-    _check(input, running_mean, running_var, weight, bias, training, momentum, eps, nonfinite)
+    _check(
+        input, running_mean, running_var, weight, bias, training, momentum, num_batches_tracked, eps, nonfinite, mask
+    )
     if residual is not None:
         residual = _checked_residual(residual, input)
     if mask is not None:
@@ -100,23 +105,21 @@ def batch_norm(
         assert running_var is not None
         return ops.normalize(input, running_mean, running_var, weight, bias, residual, mask, eps, activation)
     output, count, mean, var = ops.batch_norm(input, weight, bias, residual, mask, eps, activation)
-    if running_mean is not None and running_var is not None and not _is_recomputation():
+    if running_mean is not None and running_var is not None:
         if input.numel() == 0:
             # As in torch: an empty batch counts, and has no statistics to move the buffers by.
-            if num_batches_tracked is not None:
+            if num_batches_tracked is not None and not is_recomputation():
                 num_batches_tracked.add_(1)
         else:
+            if momentum is None:
+                # The count stays on its device: reading it would wait for it.
+                assert num_batches_tracked is not None
+                momentum = 1.0 / (num_batches_tracked + 1)
             # Without a mask the count is known, and nothing has to be computed from it on the device.
             values = count if mask is not None else input.numel() // input.shape[1]
             buffers = (running_mean, running_var, num_batches_tracked)
             ops.update_running(*buffers, values, mean, var, momentum, nonfinite == "skip")
     return output
-
-
-def _is_recomputation() -> bool:
-    # Whether this forward pass runs inside a backward pass. The call cannot be traced; a compiler that recomputes
-    # a region does so on its own graph, where the buffers' update stands once.
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def check_nonfinite(nonfinite: str) -> None:
@@ -136,17 +139,19 @@ def _check(
     weight: Tensor | None,
     bias: Tensor | None,
     training: bool,
-    momentum: float | Tensor,
+    momentum: float | Tensor | None,
+    num_batches_tracked: Tensor | None,
     eps: float,
     nonfinite: str,
+    mask: Tensor | None,
 ) -> None:
     if input.dim() < 2:
         raise ShapeError(
             f"the input has shape {_shape(input)}, and batch norm needs (N, C, *spatial).",
             "add the batch dimension: input.unsqueeze(0).",
         )
-    if not input.is_floating_point():
-        raise DtypeError(f"the input is {input.dtype}, which has no mean.", "convert it: input.float().")
+    if input.dtype not in _DTYPES:
+        raise DtypeError(f"the input is {input.dtype}, which this cannot average.", "convert it: input.float().")
     if (running_mean is None) != (running_var is None):
         raise ArgumentError(
             "only one of running_mean and running_var is given.", "give both, or neither for no tracking."
@@ -157,6 +162,10 @@ def _check(
             "give running_mean and running_var, or set training=True to normalise by the batch.",
         )
     check_nonfinite(nonfinite)
+    if momentum is None and training and running_mean is not None and num_batches_tracked is None:
+        raise ArgumentError(
+            "momentum=None is the average over all batches, and nothing counts them.", "give num_batches_tracked."
+        )
     if isinstance(momentum, Tensor) and momentum.dim() != 0:
         raise ArgumentError(f"momentum has shape {_shape(momentum)}.", "give a number, or a 0-d tensor.")
     if eps <= 0:
@@ -169,7 +178,8 @@ def _check(
     ):
         if vector is not None:
             _check_vector(name, vector, input)
-    if training and input.numel() == input.shape[1] and input.shape[1] > 0:
+    # Under a mask the count lives on the device: one valid value then has variance 0, by the same rule.
+    if training and mask is None and input.numel() == input.shape[1] and input.shape[1] > 0:
         raise TooFewValuesError(
             f"the input has shape {_shape(input)}: expected more than 1 value per channel when training.",
             "use a larger batch, drop the last incomplete one (DataLoader(drop_last=True)), or call eval().",

@@ -55,6 +55,15 @@ def test_arguments_reach_their_layers() -> None:
     assert ConvBlock(3, 4, 3, padding="valid")(torch.randn(2, 3, 8, 8)).shape == (2, 4, 6, 6)
 
 
+def test_layers_have_names_and_slices_are_sequences() -> None:
+    block = ConvBlock(3, 6, 3, norm="after", dropout=0.2)
+    assert list(dict(block.named_children())) == ["conv", "activation", "norm", "dropout"]
+    assert list(dict(ConvBlock(3, 6, 3).named_children())) == ["conv", "norm"]
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(block[:2](x), block.activation(block.conv(x)))
+    assert block[-1] is block.dropout
+
+
 def test_linear_block() -> None:
     for norm in ("before", "after"):
         block = LinearBlock(4, 8, norm=norm, dropout=0.5)

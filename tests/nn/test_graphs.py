@@ -84,14 +84,17 @@ def test_dynamic_shapes_compile_once() -> None:
     assert counter.frame_count == graphs
 
 
-def test_checkpointing_when_compiled_updates_once() -> None:
-    layer, plain = batchnorm.BatchNorm1d(3), batchnorm.BatchNorm1d(3)
-
-    def function(x: torch.Tensor) -> torch.Tensor:
-        return checkpoint(layer, x, use_reentrant=False).sin()
-
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "around"])
+def test_checkpointing_and_compiling_updates_once(inside: bool, backend: str, momentum: float | None) -> None:
+    layer, plain = (batchnorm.BatchNorm1d(3, momentum=momentum) for _ in range(2))
     x = torch.randn(8, 3, requires_grad=True)
-    torch.compile(function, backend="aot_eager")(x).sum().backward()
+    if inside:
+        output = torch.compile(lambda x: checkpoint(layer, x, use_reentrant=False).sin(), backend=backend)(x)
+    else:
+        output = checkpoint(torch.compile(layer, backend=backend), x, use_reentrant=False).sin()
+    output.sum().backward()
     plain(x)
     torch.testing.assert_close(dict(layer.named_buffers()), dict(plain.named_buffers()))
 

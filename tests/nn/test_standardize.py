@@ -67,6 +67,12 @@ def test_a_constant_feature_becomes_zero(value: float) -> None:
     torch.testing.assert_close(layer.inverse(layer(x)), x)
 
 
+def test_a_feature_constant_up_to_rounding_is_constant() -> None:
+    x = torch.tensor([[0.3], [0.1 + 0.2]], dtype=torch.float64).repeat(50, 1)
+    assert float(x.std()) > 0
+    torch.testing.assert_close(Standardize(1).fit(x)(x), torch.zeros_like(x), atol=1e-15, rtol=0)
+
+
 def test_nothing_is_lost_when_fitting_fails() -> None:
     layer = Standardize(4).fit(data())
     before = copy.deepcopy(layer.state_dict())
@@ -90,6 +96,16 @@ def test_nothing_is_lost_when_fitting_fails() -> None:
             assert torch.equal(value, before[name])
     with pytest.raises(ArgumentError, match=r"batch 1 .* feature 2"):
         layer.fit([data(), broken])
+
+
+def test_integers_become_floating_point() -> None:
+    """Raw images are uint8: rounded back to it, standardised values would be 0 or wrap around."""
+    x = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8)
+    layer = Standardize(3).fit(x)
+    assert layer(x).dtype == torch.float32
+    torch.testing.assert_close(layer(x), layer(x.double()).float())
+    with pytest.raises(ArgumentError, match="dict"):
+        layer.fit([{"input": x}])
 
 
 def test_unfitted_and_misfitting_use_is_refused() -> None:

@@ -150,6 +150,8 @@ def test_vmap_with_residual_and_a_mask_each() -> None:
         for i in range(3):
             one = masks if dims[1] is None else masks[i]
             assert_all_close(gradient[i], grad(lambda x, m=one: function(x, m).cos().sum())(x[i]))
+        inner = vmap(grad(lambda x, m: function(x, m).cos().sum()), dims)(x, masks)
+        assert_all_close(inner, gradient)
 
 
 @pytest.mark.parametrize("layer", [batchnorm.BatchNorm2d, batchnorm.BatchNormAct2d], ids=lambda c: c.__name__)

@@ -65,10 +65,13 @@ def test_backward(dtype: torch.dtype, format: str, mask: bool, name: str) -> Non
     bits = run_forward(values, name, True)[4] if batchnorm.Activation(name).needs_bit else None
     dy = torch.randn_like(values["input"])
     for count in (None, torch.tensor(40)):
-        for keep_residual in (False, True):
-            torch.library.opcheck(
-                OPS.backward.default, (dy, *values.values(), bits, count, *activation(name), keep_residual)
-            )
+        for wanted in (
+            [True] * 4,
+            [False, True, True, False],
+            [True, False, False, False],
+            [False, False, False, True],
+        ):
+            torch.library.opcheck(OPS.backward.default, (dy, *values.values(), bits, count, *activation(name), wanted))
 
 
 @vary
@@ -77,6 +80,10 @@ def test_primitives(dtype: torch.dtype, format: str, mask: bool, name: str) -> N
     dy = torch.randn_like(values["input"])
     torch.library.opcheck(OPS.moments.default, (values["input"], values["mask"]))
     torch.library.opcheck(OPS.normalize.default, (*values.values(), *activation(name)))
+    differentiable = {
+        k: v.clone().requires_grad_() if k in ("input", "weight", "residual") else v for k, v in values.items()
+    }
+    torch.library.opcheck(OPS.normalize.default, (*differentiable.values(), *activation(name)))
     torch.library.opcheck(OPS.grad_sums.default, (dy, *values.values(), None, *activation(name)))
     sums = OPS.grad_sums(dy, *values.values(), None, *activation(name))
     count = torch.tensor(40)
@@ -105,7 +112,7 @@ def test_fused_equals_primitives(name: str, mask: bool) -> None:
     values |= {"mean": mean, "var": var}
     torch.testing.assert_close(OPS.normalize(*values.values(), *activation(name)), output)
     dy = torch.randn_like(output)
-    fused = OPS.backward(dy, *values.values(), bits if bits.numel() else None, count, *activation(name), True)
+    fused = OPS.backward(dy, *values.values(), bits if bits.numel() else None, count, *activation(name), [True] * 4)
     dbias, dweight = OPS.grad_sums(dy, *values.values(), None, *activation(name))
     dx, dresidual = OPS.grad_input(dy, *values.values(), None, count, dbias, dweight, *activation(name), True)
     for one, other in zip(fused, (dx, dweight, dbias, dresidual), strict=True):
@@ -124,3 +131,40 @@ def test_every_operator_is_reachable() -> None:
         "update_running",
     }
     assert all(hasattr(OPS, name) for name in names)
+
+
+@vary
+def test_strides_are_what_the_fakes_say(dtype: torch.dtype, format: str, mask: bool, name: str) -> None:
+    """A compiler lays out memory by the fake: a kernel that returns other strides is read wrongly."""
+    values = layer(dtype, format, mask)
+    values["residual"] = FORMATS["transposed"](values["residual"])
+    dy = FORMATS["channels-last"](torch.randn(4, 3, 2, 5).to(dtype))
+    expected = torch.empty_like(values["input"]).stride()
+    tensors = [values[key] for key in ("input", "weight", "bias", "residual", "mask")]
+    shared = (dy, *values.values(), None)
+    outputs = {
+        "forward": OPS.forward(*tensors, *activation(name), False)[0],
+        "normalize": OPS.normalize(*values.values(), *activation(name)),
+        "backward": OPS.backward(*shared, torch.tensor(40), *activation(name), [True] * 4)[0],
+        "residual": OPS.backward(*shared, torch.tensor(40), *activation(name), [True] * 4)[3],
+        "grad_input": OPS.grad_input(*shared, None, None, None, *activation(name), True)[0],
+    }
+    assert {key: output.stride() for key, output in outputs.items()} == dict.fromkeys(outputs, expected)
+    assert all(output.dtype == dtype for output in outputs.values())
+
+
+@pytest.mark.parametrize("format", list(FORMATS))
+def test_half_precision_without_parameters_has_float32_gradients(format: str) -> None:
+    """The statistics and sums of half-precision input are float32 with affine=False too."""
+    x, dy = (FORMATS[format](torch.randn(64, 4, 3, 3).bfloat16()) for _ in range(2))
+    _, count, mean, var, _ = OPS.forward(x, None, None, None, None, 1e-5, "identity", [], False)
+    assert (mean.dtype, var.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(mean, x.float().mean((0, 2, 3)))
+    torch.testing.assert_close(var, x.float().var((0, 2, 3), correction=0))
+    dx, dweight, dbias, _ = OPS.backward(
+        dy, x, mean, var, None, None, None, None, None, count, 1e-5, "identity", [], [True, True, True, False]
+    )
+    standardized = (x.double() - mean.double().view(1, -1, 1, 1)) / (var.double().view(1, -1, 1, 1) + 1e-5).sqrt()
+    torch.testing.assert_close(dweight.double(), (dy.double() * standardized).sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(dbias.double(), dy.double().sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
+    assert (dx.dtype, dweight.dtype) == (torch.bfloat16, torch.float32)

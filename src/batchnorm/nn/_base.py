@@ -72,9 +72,8 @@ class Norm(_NormBase):
         self._check_input_dim(input)
         training = self.training or (self.running_mean is None and self.running_var is None)
         tracked = not self.training or self.track_running_stats
-        momentum: float | Tensor | None = self.momentum
-        if momentum is None:
-            momentum = self._cumulative_momentum()
+        # A layer without a count of its batches leaves its buffers as they are, as torch's does.
+        momentum = 0.0 if self.momentum is None and self.num_batches_tracked is None else self.momentum
         return batch_norm(
             input,
             self.running_mean if tracked else None,
@@ -98,16 +97,10 @@ class Norm(_NormBase):
         tracer: Any = input.tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), named)
 
-    def _cumulative_momentum(self) -> float | Tensor:
-        # 1/n for the n-th batch. The count stays on its device: reading it would wait for it. A layer without a
-        # count leaves its buffers as they are, as torch's does.
-        seen = self.num_batches_tracked
-        return 0.0 if seen is None or not self.training else 1.0 / (seen + 1)
-
     def extra_repr(self) -> str:
         """Arguments as given; those of ours only where they differ from the default."""
-        shown = f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
-        if self.affine and self.bias is None:
-            shown += ", bias=False"
-        shown += f", track_running_stats={self.track_running_stats}"
+        shown = (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"bias={self.bias is not None}, track_running_stats={self.track_running_stats}"
+        )
         return shown if self.nonfinite == "skip" else f"{shown}, nonfinite={self.nonfinite!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -20,7 +21,9 @@ _NORMS = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
 _FUSED = {1: BatchNormAct1d, 2: BatchNormAct2d, 3: BatchNormAct3d}
 
 
-class _Activate(torch.nn.Module):
+class Activate(torch.nn.Module):
+    """An activation that is not fused, because the norm comes after it."""
+
     def __init__(self, activation: ActivationLike) -> None:
         super().__init__()
         self.activation = as_activation(activation)
@@ -30,6 +33,18 @@ class _Activate(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return repr(self.activation)
+
+
+class _Block(torch.nn.Sequential):
+    """Named layers in sequence; a slice of them is a plain ``Sequential``."""
+
+    def __init__(self, layers: dict[str, torch.nn.Module]) -> None:
+        super().__init__(OrderedDict(layers))
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return torch.nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
 
 
 def _check_order(norm: str, dropout: float) -> None:
@@ -46,17 +61,17 @@ def _tail(
     norm: str,
     dropout: float,
     arguments: dict[str, Any],
-) -> list[torch.nn.Module]:
+) -> dict[str, torch.nn.Module]:
     """What follows the weights: norm and activation in the order asked for, then dropout."""
-    layers: list[torch.nn.Module]
+    layers: dict[str, torch.nn.Module]
     if norm == "before":
-        layers = [_FUSED[dimensions](channels, activation=activation, **arguments)]
+        layers = {"norm": _FUSED[dimensions](channels, activation=activation, **arguments)}
     else:
-        layers = [_Activate(activation), _NORMS[dimensions](channels, **arguments)]
-    return layers + ([torch.nn.Dropout(dropout)] if dropout else [])
+        layers = {"activation": Activate(activation), "norm": _NORMS[dimensions](channels, **arguments)}
+    return layers | ({"dropout": torch.nn.Dropout(dropout)} if dropout else {})
 
 
-class ConvBlock(torch.nn.Sequential):
+class ConvBlock(_Block):
     """Convolution → norm → activation → dropout, or convolution → activation → norm → dropout.
 
     With ``norm="before"`` (the activation; Ioffe & Szegedy 2015, §3.2) norm and activation are one fused layer and
@@ -75,7 +90,7 @@ class ConvBlock(torch.nn.Sequential):
         dropout: The rate, 0 for no dropout layer.
         dimensions: 1, 2 or 3 spatial dimensions.
         stride: Of the convolution.
-        padding: Of the convolution; ``None`` for half the (dilated) kernel: the size stays with stride 1.
+        padding: Of the convolution; ``None`` for half the (dilated) kernel: an odd one keeps the size at stride 1.
         dilation: Of the convolution.
         groups: Of the convolution.
         padding_mode: Of the convolution.
@@ -138,15 +153,10 @@ class ConvBlock(torch.nn.Sequential):
             dtype=dtype,
         )
         arguments: dict[str, Any] = {"eps": eps, "momentum": momentum, "device": device, "dtype": dtype}
-        super().__init__(conv, *_tail(dimensions, out_channels, activation, norm, dropout, arguments))
-
-    @property
-    def conv(self) -> torch.nn.Module:
-        """The convolution."""
-        return self[0]
+        super().__init__({"conv": conv, **_tail(dimensions, out_channels, activation, norm, dropout, arguments)})
 
 
-class LinearBlock(torch.nn.Sequential):
+class LinearBlock(_Block):
     """Linear → norm → activation → dropout, or linear → activation → norm → dropout.
 
     Order, bias and dropout are those of :class:`ConvBlock`.
@@ -190,12 +200,7 @@ class LinearBlock(torch.nn.Sequential):
         _check_order(norm, dropout)
         linear = torch.nn.Linear(in_features, out_features, bias=norm == "after", device=device, dtype=dtype)
         arguments: dict[str, Any] = {"eps": eps, "momentum": momentum, "device": device, "dtype": dtype}
-        super().__init__(linear, *_tail(1, out_features, activation, norm, dropout, arguments))
-
-    @property
-    def linear(self) -> torch.nn.Module:
-        """The linear layer."""
-        return self[0]
+        super().__init__({"linear": linear, **_tail(1, out_features, activation, norm, dropout, arguments)})
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the block to (N, in_features)."""
@@ -282,7 +287,7 @@ class ResidualBlock(torch.nn.Module):
                 block(bottleneck, bottleneck, 3, stride=stride, groups=groups, dropout=dropout),
             )
             tail = block(bottleneck, out_channels, 1)
-        self.conv, self.norm = tail.conv, tail[1]
+        self.conv, self.norm = tail[0], tail[1]
         if zero_gamma:
             torch.nn.init.zeros_(self.norm.get_parameter("weight"))
         if in_channels == out_channels and stride == 1:

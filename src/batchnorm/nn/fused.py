@@ -13,8 +13,8 @@ __all__ = ["BatchNormAct1d", "BatchNormAct2d", "BatchNormAct3d"]
 
 
 class _BatchNormAct(Norm):
-    # Not a torch `_BatchNorm`: convert_sync_batchnorm and fuse_conv_bn_eval would take it for one, and drop the
-    # activation without a word.
+    # Not a torch `_BatchNorm`: tools that look for one by its class (convert_sync_batchnorm, torch.ao) would take it
+    # for a plain norm and drop the activation without a word.
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class BatchNormAct1d(_BatchNormAct):
     Parameters, buffers and ``state_dict`` keys are those of :class:`BatchNorm1d`, whose formula, arguments and errors
     hold here too. For the backward pass it keeps its input and a few vectors: never its output, never the
     normalised values; with a residual one bit an element more (relu, leaky_relu, relu6, hardtanh), or the residual
-    (the smooth activations, whose derivative needs the value).
+    (the smooth activations, whose derivative needs the value; and under ``torch.func``).
 
     Args:
         num_features: C, the size of dimension 1.

@@ -18,26 +18,31 @@ __all__ = ["Standardize"]
 _CONSTANT = 2.0**-46
 
 
+def _floating(x: Tensor) -> torch.dtype:
+    # Raw images are integers; rounded back to them, standardised values would all be 0 or wrap around.
+    return x.dtype if x.is_floating_point() else torch.get_default_dtype()
+
+
 class Standardize(torch.nn.Module):
     r"""Standardise each feature by the mean and standard deviation of a whole data set.
 
     .. math:: y = \frac{x - \mu}{\sigma}, \qquad x = y\,\sigma + \mu
 
     with :math:`\mu` and :math:`\sigma^2` the mean and the biased variance over every sample and position, fitted in
-    one streaming pass by merging the batches' moments in float64 (Chan, Golub & LeVeque 1983): the result does not
+    one streaming pass by merging the batches' moments in float64 (Chan, Golub & LeVeque 1979): the result does not
     depend on how the data is cut into batches. This is the step that batch norm generalises to hidden layers.
     A constant feature becomes 0 (its :math:`\sigma` is taken as 1), so nothing is divided by zero and every value
     comes back from :meth:`inverse`.
 
     Statistics stay float64 when the model around is cast to half precision; the arithmetic is done in it, and the
-    output has the input's dtype.
+    output has the input's dtype, or torch's default one for integers.
 
     Args:
         num_features: C, the size of dimension 1.
         device: Of the buffers.
 
     Shape:
-        - input: (N, C, \*spatial); output: the same shape and dtype.
+        - input: (N, C, \*spatial), floating point or integers; output: the same shape.
 
     Raises:
         NotFittedError: Used before :meth:`fit`.
@@ -80,6 +85,11 @@ class Standardize(torch.nn.Module):
         moments = (torch.zeros_like(self.count), torch.zeros_like(self.mean), torch.zeros_like(self.var))
         for index, batch in enumerate([batches] if isinstance(batches, Tensor) else batches):
             x = batch[0] if isinstance(batch, (tuple, list)) else batch
+            if not isinstance(x, Tensor):
+                raise ArgumentError(
+                    f"batch {index} is a {type(batch).__name__} that does not begin with a tensor.",
+                    "give tensors or (input, target) pairs, for example (batch['input'] for batch in loader).",
+                )
             self._check(x)
             batch_moments = eager.moments(x.to(self.mean.device, torch.float64))
             finite = torch.isfinite(batch_moments[1]) & torch.isfinite(batch_moments[2])
@@ -99,12 +109,12 @@ class Standardize(torch.nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """``(input − mean) / std``."""
         mean, std = self._statistics(input)
-        return ((input - mean) / std).to(input.dtype)
+        return ((input - mean) / std).to(_floating(input))
 
     def inverse(self, input: Tensor) -> Tensor:
         """``input · std + mean``: what :meth:`forward` was given."""
         mean, std = self._statistics(input)
-        return (input * std + mean).to(input.dtype)
+        return (input * std + mean).to(_floating(input))
 
     @property
     def std(self) -> Tensor:

@@ -44,7 +44,7 @@ def batch_norm(
     arguments = (input, weight, bias, residual, mask, eps)
     transformed = torch._C._are_functorch_transforms_active()
     traced = torch.compiler.is_compiling()
-    if _has_tangents() or (traced and transformed) or torch._C._is_tracing():
+    if _has_tangents() or (traced and transformed) or _is_scripted():
         output, count, mean, var, _ = eager.forward(*arguments, activation, False)
         return output, count, mean.detach(), var.detach()
     differentiable = _differentiable(input, weight, bias, residual)
@@ -77,7 +77,7 @@ def normalize(
     neighbours, and ONNX gets its standard nodes. Elsewhere less is kept for the backward pass than they would.
     """
     arguments = (input, mean, var, weight, bias, residual, mask, eps, activation)
-    traced = torch.compiler.is_compiling() or torch._C._is_tracing()
+    traced = torch.compiler.is_compiling() or _is_scripted()
     in_graph = traced or torch._C._are_functorch_transforms_active()
     if in_graph or _has_tangents():
         return native.normalize_in_graph(*arguments)
@@ -88,6 +88,10 @@ def normalize(
 
 def _differentiable(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _is_scripted() -> bool:
+    return torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def _has_tangents() -> bool:
@@ -122,8 +126,8 @@ def _keep(
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, grad_output: Tensor | None, wants_residual: bool) -> tuple[Tensor | None, ...]:
-    """The gradients of input, weight, bias and residual."""
+def _gradients(ctx: Any, grad_output: Tensor | None, wanted: list[bool]) -> tuple[Tensor | None, ...]:
+    """The gradients of input, weight, bias and residual; ``None`` for those not wanted."""
     if grad_output is None:
         return None, None, None, None
     input, mean, var, weight, bias, residual, mask, bits, count = ctx.saved_tensors
@@ -133,19 +137,19 @@ def _gradients(ctx: Any, grad_output: Tensor | None, wants_residual: bool) -> tu
         # The gradient is differentiated again: plain operations, on moments that depend on the input.
         if count is not None:
             layer = (*eager.moments(input, mask)[1:], *layer[2:])
-        gradients = eager.backward(grad_output, input, *layer, ctx.eps, activation)
+        gradients = eager.backward(grad_output, input, *layer, ctx.eps, activation, wanted)
     elif getattr(ctx, "traced", False):
         described = (activation.name, list(activation.parameters))
-        gradients = torch.ops.batchnorm.backward(grad_output, input, *layer, ctx.eps, *described, wants_residual)
+        gradients = torch.ops.batchnorm.backward(grad_output, input, *layer, ctx.eps, *described, wanted)
     else:
-        gradients = kernels(input, mask).backward(grad_output, input, *layer, ctx.eps, activation)
-    dx, dweight, dbias, dresidual = gradients
+        gradients = kernels(input, mask).backward(grad_output, input, *layer, ctx.eps, activation, wanted)
+    dx, dweight, dbias, dresidual = (g if want else None for g, want in zip(gradients, wanted, strict=True))
     weight_dtype, bias_dtype = ctx.dtypes
     return (
         dx,
-        dweight.to(weight_dtype) if weight_dtype is not None else None,
-        dbias.to(bias_dtype) if bias_dtype is not None else None,
-        dresidual if wants_residual else None,
+        None if dweight is None else dweight.to(weight_dtype),
+        None if dbias is None else dbias.to(bias_dtype),
+        dresidual,
     )
 
 
@@ -169,7 +173,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, grad_output, ctx.needs_input_grad[3]), None, None, None, None
+        return *_gradients(ctx, grad_output, list(ctx.needs_input_grad[:4])), None, None, None, None
 
 
 class _TransformedBatchNorm(torch.autograd.Function):
@@ -217,35 +221,61 @@ class _TransformedBatchNorm(torch.autograd.Function):
         return split, (1, None, 0, 0, None)
 
 
+def _setup_normalize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, mean, var, weight, bias, residual, mask, eps, activation = inputs
+    bits = None
+    if residual is not None and activation.output_tells_bit:
+        bits = eager.pack_bits(activation.is_on(output))
+    # Copies: a training step in between moves the running buffers, and the gradient is that of what was computed.
+    layer = (mean.clone(), var.clone(), weight, bias, residual, mask)
+    _keep(ctx, input, layer, bits, None, eps, activation)
+
+
 class _Normalize(torch.autograd.Function):
     """Evaluation mode. Inputs: input, mean, var, weight, bias, residual, mask, eps, activation."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, *arguments: Any) -> Tensor:
-        *layer, eps, activation = arguments
-        _keep(ctx, input, tuple(layer), None, None, eps, activation)
-        return native.normalize(input, *arguments)
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = native.normalize(*inputs)
+        _setup_normalize(ctx, inputs, output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
-        dx, dweight, dbias, dresidual = _gradients(ctx, grad_output, ctx.needs_input_grad[5])
+        needs = ctx.needs_input_grad
+        dx, dweight, dbias, dresidual = _gradients(ctx, grad_output, [needs[0], *needs[3:6]])
         return dx, None, None, dweight, dbias, dresidual, None, None, None
 
 
-# The rules of torch.ops.batchnorm.forward, whose backward stays an operator in the graph.
+# The same rules for the operators, whose backward stays an operator in the graph. Activations come by name there.
 
 
-def _setup_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_forward_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, eps, name, parameters, keep_bits = inputs
     _setup(ctx, (*tensors, eps, Activation.of(name, parameters), keep_bits), output)
     ctx.traced = True
 
 
-def _backward_operator(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+def _backward_forward_operator(ctx: Any, grad_output: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     return *_BatchNorm.backward(ctx, grad_output), None
 
 
-torch.library.register_autograd("batchnorm::forward", _backward_operator, setup_context=_setup_operator, lib=LIBRARY)
+def _setup_normalize_operator(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, eps, name, parameters = inputs
+    _setup_normalize(ctx, (*tensors, eps, Activation.of(name, parameters)), output)
+    ctx.traced = True
+
+
+def _backward_normalize_operator(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_Normalize.backward(ctx, grad_output), None
+
+
+torch.library.register_autograd(
+    "batchnorm::forward", _backward_forward_operator, setup_context=_setup_forward_operator, lib=LIBRARY
+)
+torch.library.register_autograd(
+    "batchnorm::normalize", _backward_normalize_operator, setup_context=_setup_normalize_operator, lib=LIBRARY
+)
 
 
 def update_running(

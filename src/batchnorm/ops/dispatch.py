@@ -39,18 +39,20 @@ def kernels(input: Tensor, mask: Tensor | None) -> ModuleType:
 
 
 def explain(input: Tensor, mask: Tensor | None = None) -> str:
-    """Which backend serves this input, and why, in one line.
+    """Which backend serves this input in training, and why, in one line.
+
+    In evaluation torch's own kernels serve every input, masks included.
 
     Example:
         >>> explain(torch.randn(4, 3))
         "native: torch's own batch norm kernels serve input without a mask"
         >>> explain(torch.randn(4, 3), mask=torch.ones(4, dtype=torch.bool))
-        'eager: a mask is given, which no other kernel takes'
+        'eager: a mask is given, and no other kernel takes statistics under one'
     """
     if kernels(input, mask) is native:
         return "native: torch's own batch norm kernels serve input without a mask"
     if mask is not None:
-        return "eager: a mask is given, which no other kernel takes"
+        return "eager: a mask is given, and no other kernel takes statistics under one"
     return "eager: fewer than two values a channel, which torch's kernels refuse"
 
 
@@ -60,10 +62,10 @@ def backends() -> tuple[Backend, ...]:
     Example:
         >>> for backend in backends():
         ...     print(backend)
-        native: yes (input without a mask; torch ... brings it)
+        native: yes (evaluation, and training without a mask; torch ... brings it)
         eager: yes (everything else; plain torch operations run on every device)
     """
     return (
-        Backend("native", True, "input without a mask", f"torch {torch.__version__} brings it"),
+        Backend("native", True, "evaluation, and training without a mask", f"torch {torch.__version__} brings it"),
         Backend("eager", True, "everything else", "plain torch operations run on every device"),
     )

@@ -15,6 +15,8 @@ With ``x̂ = (x − mean) / √(var + eps)`` every layer computes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -75,12 +77,9 @@ def moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, 
     x = as_statistics(input, input.dtype)  # (N, C, *spatial)
     count = count_values(input, mask)  # ()
     values = count.clamp(min=1).to(x.dtype)  # ()
-    if mask is not None:
-        x = torch.where(_positions(mask), x, 0.0)  # never a product: padding may hold NaN
+    x = _masked(x, mask)
     mean = x.sum(dims) / values  # (C,)
-    centred = x - _per_channel(mean.detach(), x)  # (N, C, *spatial)
-    if mask is not None:
-        centred = torch.where(_positions(mask), centred, 0.0)
+    centred = _masked(x - _per_channel(mean.detach(), x), mask)  # (N, C, *spatial)
     shift = centred.sum(dims) / values  # (C,)
     squares = (centred * centred).sum(dims) / values  # (C,)
     var = (squares - shift * shift).clamp(min=0)  # (C,)
@@ -108,8 +107,7 @@ def normalize(
 
 
 def _finish(z: Tensor, mask: Tensor | None, activation: Activation) -> Tensor:
-    output = activation(z)
-    return output if mask is None else torch.where(_positions(mask), output, 0.0)
+    return _masked(activation(z), mask)
 
 
 def _standardized(input: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
@@ -149,17 +147,21 @@ def _grad_preactivation(
 ) -> Tensor:
     dz = as_statistics(grad_output, input.dtype)  # (N, C, *spatial)
     if bits is not None:
-        dz = dz * activation.slope(unpack_bits(bits, input), dz)
+        dz = activation.backward(dz, unpack_bits(bits, input))
     elif activation.name != "identity":
-        dz = dz * activation.derivative(_preactivation(input, mean, var, weight, bias, residual, eps))
-    if mask is not None:
-        dz = torch.where(_positions(mask), dz, 0.0)
-    return dz
+        z = _preactivation(input, mean, var, weight, bias, residual, eps)
+        if activation.needs_bit:
+            return _masked(activation.backward(dz, activation.is_on(z)), mask)
+        dz = dz * activation.derivative(z)
+    return _masked(dz, mask)
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else torch.where(_positions(mask), x, 0.0)  # never a product: padding may hold NaN
 
 
 def _standardized_or_zero(input: Tensor, mean: Tensor, var: Tensor, mask: Tensor | None, eps: float) -> Tensor:
-    standardized = _standardized(input, mean, var, eps)
-    return standardized if mask is None else torch.where(_positions(mask), standardized, 0.0)
+    return _masked(_standardized(input, mean, var, eps), mask)
 
 
 def grad_sums(
@@ -219,8 +221,7 @@ def grad_input(
         dx = dx - standardized * _per_channel(sum_dz_standardized / values, input)
     scale = torch.rsqrt(_per_channel(var, input) + eps)
     dx = dx * (scale if weight is None else scale * _per_channel(weight, input))
-    if mask is not None:
-        dx = torch.where(_positions(mask), dx, 0.0)
+    dx = _masked(dx, mask)
     return dx.to(input.dtype), dz.to(input.dtype)
 
 
@@ -259,20 +260,24 @@ def backward(
     count: Tensor | None,
     eps: float,
     activation: Activation,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wanted: Sequence[bool] = (True, True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """``grad_sums`` and ``grad_input`` in one call; without ``count`` the statistics are constants (evaluation).
 
     Returns:
         ``grad_input``, ``grad_weight``, ``grad_bias``, ``grad_residual``; those of the parameters in the
-        statistics' dtype, (C,).
+        statistics' dtype, (C,); ``None`` for each of the four that ``wanted`` does not ask for.
     """
     layer = (grad_output, input, mean, var, weight, bias, residual, mask, bits)
-    sum_dz, sum_dz_standardized = grad_sums(*layer, eps, activation)
-    if count is None:
-        dx, dresidual = grad_input(*layer, None, None, None, eps, activation)
-    else:
-        dx, dresidual = grad_input(*layer, count, sum_dz, sum_dz_standardized, eps, activation)
-    return dx, sum_dz_standardized, sum_dz, dresidual
+    training = count is not None
+    sum_dz = sum_dz_standardized = dx = dz = None
+    if wanted[1] or wanted[2] or (wanted[0] and training):
+        sum_dz, sum_dz_standardized = grad_sums(*layer, eps, activation)
+    if wanted[0] or wanted[3]:
+        sums = (sum_dz, sum_dz_standardized) if training else (None, None)
+        dx, dz = grad_input(*layer, count, sums[0], sums[1], eps, activation)
+    every = (dx, sum_dz_standardized, sum_dz, dz)
+    return tuple(gradient if want else None for gradient, want in zip(every, wanted, strict=True))  # type: ignore[return-value]
 
 
 def update_running(
@@ -289,8 +294,10 @@ def update_running(
 
     Nothing moves, the count of batches included, where the batch has fewer than two values a channel (it has no
     unbiased variance) or, with ``skip_nonfinite``, where any channel's statistic is not finite in the buffer's dtype.
-    A count that is known without asking the device comes as a number.
+    A count that is known without asking the device comes as a number. A recomputation moves nothing either.
     """
+    if is_recomputation():
+        return
     valid: Tensor | None = None
     if isinstance(count, int):
         if count < 2:
@@ -312,6 +319,14 @@ def update_running(
     running_var.copy_(new_var)
     if num_batches_tracked is not None:
         num_batches_tracked.add_(1 if valid is None else valid)
+
+
+def is_recomputation() -> bool:
+    """Whether this runs inside a backward pass: activation checkpointing is computing a forward pass again.
+
+    The buffers have seen that batch. (While a compiler traces, nothing runs; the operator asks when it does.)
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

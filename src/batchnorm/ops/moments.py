@@ -10,7 +10,7 @@ __all__ = ["merge_moments"]
 def merge_moments(
     count: Tensor, mean: Tensor, var: Tensor, other_count: Tensor, other_mean: Tensor, other_var: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and biased variance of two sets together (Chan, Golub & LeVeque 1983).
+    """Count, mean and biased variance of two sets together (Chan, Golub & LeVeque 1979).
 
     With n = n₁ + n₂ and δ = mean₂ − mean₁:  ``mean = mean₁ + δ·n₂/n`` and
     ``var = (n₁·var₁ + n₂·var₂)/n + δ²·n₁·n₂/n²``. Sets may be empty.

@@ -7,8 +7,8 @@ Formulas and shapes are those of :mod:`batchnorm.ops.eager`; here stand the cont
 - ``output``, ``grad_input`` and ``grad_residual`` have the strides that ``torch.empty_like(input)`` has.
 - The layout of ``bits`` belongs to the kernel that wrote them: only its own backward reads them.
 
-The Python implementations serve every device and ask :mod:`batchnorm.ops.dispatch`; a compiled kernel registers
-for its own dispatch key (CPU, CUDA) and comes before them.
+The Python implementations serve every device and ask :mod:`batchnorm.ops.dispatch`. A compiled kernel registers for
+its own dispatch key (CPU, CUDA), where graphs find it, and enters dispatch, where eager mode does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..activation import Activation
-from . import eager
+from . import eager, native
 from .dispatch import kernels
 
 __all__ = ["LIBRARY", "SCHEMAS"]
@@ -41,7 +41,7 @@ SCHEMAS = (
     "forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask,"
     f" {_ACTIVATION}, bool keep_bits) -> (Tensor output, Tensor count, Tensor mean, Tensor var, Tensor bits)",
     f"backward(Tensor grad_output, Tensor input, {_LAYER}, Tensor? bits, Tensor? count, {_ACTIVATION},"
-    " bool keep_residual)"
+    " bool[4] wanted)"
     " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
     f"update_running({_RUNNING}, {_BATCH}, float momentum, bool skip_nonfinite) -> ()",
     f"update_running.tensor({_RUNNING}, {_BATCH}, Tensor momentum, bool skip_nonfinite) -> ()",
@@ -59,6 +59,7 @@ def _operator(schema: str, implementation: Callable[..., Any], fake: Callable[..
 
 # Arguments pass through here as they come: their number and kinds are the schema's to check.
 _eager: Any = eager
+_native: Any = native
 
 
 def _conform(output: Tensor, input: Tensor, wanted: bool = True) -> Tensor:
@@ -74,9 +75,8 @@ def _moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor
 
 
 def _normalize(input: Tensor, *arguments: Any) -> Tensor:
-    *layer, eps, name, parameters = arguments
-    kernel = kernels(input, layer[-1])
-    return _conform(kernel.normalize(input, *layer, eps, Activation.of(name, parameters)), input)
+    *layer, name, parameters = arguments
+    return _conform(_native.normalize(input, *layer, Activation.of(name, parameters)), input)
 
 
 def _grad_sums(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -113,10 +113,11 @@ def _forward(
 
 
 def _backward(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    *layer, eps, name, parameters, keep_residual = arguments
+    *layer, eps, name, parameters, wanted = arguments
     kernel = kernels(input, layer[5])
-    dx, dweight, dbias, dz = kernel.backward(grad_output, input, *layer, eps, Activation.of(name, parameters))
-    return _conform(dx, input), dweight, dbias, _own(_conform(dz, input, keep_residual), grad_output)
+    found = kernel.backward(grad_output, input, *layer, eps, Activation.of(name, parameters), wanted)
+    dx, dweight, dbias, dz = (input.new_empty(0) if gradient is None else gradient for gradient in found)
+    return _conform(dx, input, wanted[0]), dweight, dbias, _own(_conform(dz, input, wanted[3]), grad_output)
 
 
 def _vector(input: Tensor) -> Tensor:
@@ -137,8 +138,8 @@ def _fake_forward(input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_backward(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    dx, dresidual = _fake_gradients(input, arguments[-1])
-    return dx, _vector(input), _vector(input), dresidual
+    every = (torch.empty_like(input), _vector(input), _vector(input), torch.empty_like(input))
+    return tuple(fake if want else input.new_empty(0) for fake, want in zip(every, arguments[-1], strict=True))
 
 
 _IMPLEMENTATIONS: tuple[tuple[Callable[..., Any], ...], tuple[Callable[..., Any], ...]] = (
