@@ -52,6 +52,11 @@ def _as_rows(x: Tensor) -> Tensor:
     return x
 
 
+def _is_channels_last(x: Tensor) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
+
+
 def _like_input(output: Tensor, input: Tensor) -> Tensor:
     if output.dim() != input.dim():
         return output.view(input.shape[0], input.shape[2], input.shape[1]).transpose(1, 2)
@@ -173,15 +178,15 @@ def backward(
             z += residual
         dz = _ACTIVATION_BACKWARD[activation.name](grad_output, z, *activation.parameters)
     if x.dtype != dtype:
-        # Where strides differ torch sums half-precision gradients in half precision (seen: off by 1.5e-2).
-        dz = _like_input(dz, input)
+        # Where strides differ or are neither contiguous nor channels-last, torch sums half-precision gradients in
+        # half precision (seen: off by 1.5e-2).
+        x = x if x.is_contiguous() or _is_channels_last(x) else x.contiguous()
+        dz = _like_input(dz, x) if dz.dim() == x.dim() else dz
     training = count is not None
-    # Without a weight in float32 torch sums half-precision gradients in half precision (seen: off by 3e-3).
-    scale = torch.ones_like(mean) if weight is None and x.dtype != dtype else weight
-    scale = None if scale is None else eager.as_statistics(scale, dtype)
+    scale = None if weight is None else eager.as_statistics(weight, dtype)
     invstd = torch.rsqrt(var + eps)
     dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
-        dz if x is input else dz.transpose(1, 2).reshape(x.shape),
+        dz if dz.dim() == x.dim() else dz.transpose(1, 2).reshape(x.shape),
         x,
         scale,
         mean,
