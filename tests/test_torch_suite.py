@@ -75,6 +75,7 @@ def test_module_inputs(info: Any, dtype: torch.dtype, training: bool) -> None:
 
 @pytest.mark.parametrize("info", MODULES, ids=lambda info: info.name)
 def test_module_error_inputs(info: Any) -> None:
+    refused = 0
     for training in (True, False):
         samples = info.module_error_inputs_func(
             info, device="cpu", dtype=torch.float32, requires_grad=False, training=training
@@ -85,9 +86,16 @@ def test_module_error_inputs(info: Any) -> None:
                 sample.module_error_input.constructor_input,
                 sample.module_error_input.forward_input,
             )
-            layer = ours(info)(*built.args, **built.kwargs).train(training)
-            with pytest.raises(sample.error_type):
-                layer(*given.args, **given.kwargs)
+            layer, twin = (cls(*built.args, **built.kwargs).train(training) for cls in (ours(info), info.module_cls))
+            try:
+                expected = twin(*given.args, **given.kwargs)
+            except sample.error_type:
+                with pytest.raises(sample.error_type):
+                    layer(*given.args, **given.kwargs)
+                refused += 1
+            else:  # eps=0 in evaluation
+                torch.testing.assert_close(layer(*given.args, **given.kwargs), expected)
+    assert refused >= 3
 
 
 def operator_samples(dtype: torch.dtype, requires_grad: bool) -> Iterator[Any]:

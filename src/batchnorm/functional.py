@@ -168,7 +168,8 @@ def _check(
         )
     if isinstance(momentum, Tensor) and momentum.dim() != 0:
         raise ArgumentError(f"momentum has shape {_shape(momentum)}.", "give a number, or a 0-d tensor.")
-    if eps <= 0:
+    if eps < 0 or (training and eps == 0):
+        # In evaluation the variance is a constant that the user answers for; a batch's can always be 0.
         raise ArgumentError(f"eps must be positive, but is {eps}.", "use 1e-5, or less for data of tiny variance.")
     for name, vector in (
         ("running_mean", running_mean),
