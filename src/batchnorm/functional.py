@@ -10,7 +10,8 @@ from torch import Tensor
 from . import ops
 from .activation import ActivationLike, as_activation
 from .errors import ArgumentError, DtypeError, ShapeError, TooFewValuesError
-from .ops.eager import is_recomputation, statistics_dtype
+from .ops.eager import statistics_dtype
+from .ops.running import is_recomputation
 
 __all__ = ["Nonfinite", "batch_norm"]
 

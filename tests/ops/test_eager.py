@@ -9,7 +9,9 @@ import torch
 from batchnorm import Activation, reference
 from batchnorm.activation import ACTIVATIONS
 from batchnorm.ops import eager, native
+from batchnorm.ops.bits import pack_bits, unpack_bits
 from batchnorm.ops.moments import merge_moments
+from batchnorm.ops.running import update_running
 from contract import reference_activation
 
 D = torch.float64
@@ -77,9 +79,9 @@ def test_forward_and_backward(name: str, kernel: ModuleType, masked: bool) -> No
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 64, 1003])
 def test_bits_come_back(count: int) -> None:
     on = torch.rand(count) < 0.5
-    bits = eager.pack_bits(on)
+    bits = pack_bits(on)
     assert bits.numel() == -(-count // 8)
-    assert torch.equal(eager.unpack_bits(bits, on), on)
+    assert torch.equal(unpack_bits(bits, on), on)
 
 
 def test_merge_is_the_moments_of_all() -> None:
@@ -97,7 +99,7 @@ def test_update_running_is_the_references() -> None:
     x = torch.randn(6, 3, dtype=D)
     mean, var, seen = torch.randn(3, dtype=D), torch.rand(3, dtype=D), torch.tensor(4)
     wanted = reference.update_running(mean.numpy(), var.numpy(), reference.moments(x.numpy()), 0.3)
-    eager.update_running(mean, var, seen, *eager.moments(x), 0.3, True)
+    update_running(mean, var, seen, *eager.moments(x), 0.3, True)
     np.testing.assert_allclose(mean, wanted[0], rtol=1e-14)
     np.testing.assert_allclose(var, wanted[1], rtol=1e-14)
     assert int(seen) == 5
@@ -105,6 +107,6 @@ def test_update_running_is_the_references() -> None:
 
 def test_a_finite_statistic_near_overflow_is_no_reason_to_skip() -> None:
     mean, var, seen = torch.zeros(2), torch.ones(2), torch.tensor(0)
-    eager.update_running(mean, var, seen, torch.tensor(9), torch.full((2,), 3e38), torch.full((2,), 3e38), 0.1, True)
+    update_running(mean, var, seen, torch.tensor(9), torch.full((2,), 3e38), torch.full((2,), 3e38), 0.1, True)
     assert int(seen) == 1
     assert torch.isfinite(var).all()

@@ -24,7 +24,8 @@ from torch.autograd import forward_ad
 
 from ..activation import Activation
 from ..errors import ArgumentError
-from . import eager, native
+from . import eager, native, running
+from .bits import pack_bits
 from .dispatch import kernels
 from .schema import LIBRARY
 
@@ -225,7 +226,7 @@ def _setup_normalize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, mean, var, weight, bias, residual, mask, eps, activation = inputs
     bits = None
     if residual is not None and activation.output_tells_bit:
-        bits = eager.pack_bits(activation.is_on(output))
+        bits = pack_bits(activation.is_on(output))
     # Copies: a training step in between moves the running buffers, and the gradient is that of what was computed.
     layer = (mean.clone(), var.clone(), weight, bias, residual, mask)
     _keep(ctx, input, layer, bits, None, eps, activation)
@@ -288,7 +289,7 @@ def update_running(
     momentum: float | Tensor,
     skip_nonfinite: bool,
 ) -> None:
-    """Move the running buffers, in place; see :func:`eager.update_running`."""
+    """Move the running buffers, in place; see :func:`running.update_running`."""
     buffers = (running_mean, running_var, num_batches_tracked)
     if torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
         if not isinstance(count, Tensor):
@@ -298,7 +299,7 @@ def update_running(
         operator(*buffers, count, mean, var, momentum, skip_nonfinite)
     else:
         _check_models(running_mean, mean)
-        eager.update_running(*buffers, count, mean, var, momentum, skip_nonfinite)
+        running.update_running(*buffers, count, mean, var, momentum, skip_nonfinite)
 
 
 def _check_models(running_mean: Tensor, mean: Tensor) -> None:

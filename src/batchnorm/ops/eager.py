@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..activation import Activation
+from .bits import no_bits, pack_bits, unpack_bits
 
 __all__ = [
     "backward",
@@ -30,7 +31,6 @@ __all__ = [
     "moments",
     "normalize",
     "statistics_dtype",
-    "update_running",
 ]
 
 
@@ -39,9 +39,14 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # `to` would say the same; but an exported graph records each call, even one that does nothing.
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def as_statistics(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """``tensor`` in the dtype that statistics of an input of ``dtype`` are kept in."""
-    return _cast(tensor, statistics_dtype(dtype))
+    return cast(tensor, statistics_dtype(dtype))
 
 
 def _but_channel(x: Tensor) -> list[int]:
@@ -278,85 +283,3 @@ def backward(
         dx, dz = grad_input(*layer, count, sums[0], sums[1], eps, activation)
     every = (dx, sum_dz_standardized, sum_dz, dz)
     return tuple(gradient if want else None for gradient, want in zip(every, wanted, strict=True))  # type: ignore[return-value]
-
-
-def update_running(
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor | None,
-    count: Tensor | int,
-    mean: Tensor,
-    var: Tensor,
-    momentum: float | Tensor,
-    skip_nonfinite: bool,
-) -> None:
-    """In place, ``running = (1 − momentum)·running + momentum·batch``, the variance by Bessel's correction.
-
-    Nothing moves, the count of batches included, where the batch has fewer than two values a channel (it has no
-    unbiased variance) or, with ``skip_nonfinite``, where any channel's statistic is not finite in the buffer's dtype.
-    A count that is known without asking the device comes as a number. A recomputation moves nothing either.
-    """
-    if is_recomputation():
-        return
-    valid: Tensor | None = None
-    if isinstance(count, int):
-        if count < 2:
-            return
-        unbiased = var * (count / (count - 1))
-    else:
-        values = count.to(var.dtype)
-        unbiased = var * (values / (values - 1).clamp(min=1))
-        valid = count > 1
-    batch_mean, batch_var = _cast(mean, running_mean.dtype), _cast(unbiased, running_var.dtype)
-    if skip_nonfinite:
-        # 0·v is 0 where v is finite and NaN elsewhere, and a sum of zeros cannot overflow.
-        finite = (batch_mean * 0 + batch_var * 0).sum() == 0
-        valid = finite if valid is None else valid & finite
-    new_mean = _moved(running_mean, batch_mean, momentum, valid)
-    new_var = _moved(running_var, batch_var, momentum, valid)
-    # Nothing is written before everything is computed.
-    running_mean.copy_(new_mean)
-    running_var.copy_(new_var)
-    if num_batches_tracked is not None:
-        num_batches_tracked.add_(1 if valid is None else valid)
-
-
-def is_recomputation() -> bool:
-    """Whether this runs inside a backward pass: activation checkpointing is computing a forward pass again.
-
-    The buffers have seen that batch. (While a compiler traces, nothing runs; the operator asks when it does.)
-    """
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # `to` would say the same; but an exported graph records each call, even one that does nothing.
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
-def _moved(running: Tensor, batch: Tensor, momentum: float | Tensor, valid: Tensor | None) -> Tensor:
-    moved = _cast(running * (1 - momentum) + batch * momentum, running.dtype)
-    return moved if valid is None else torch.where(valid, moved, running)
-
-
-def no_bits(like: Tensor) -> Tensor:
-    """What stands for the bits where none are kept: an operator cannot return nothing."""
-    return torch.empty(0, dtype=torch.uint8, device=like.device)
-
-
-def pack_bits(on: Tensor) -> Tensor:
-    """A bool tensor as uint8, eight elements a byte, in the order of its dimensions."""
-    flat = on.flatten()
-    if flat.numel() % 8:
-        flat = torch.nn.functional.pad(flat, (0, 8 - flat.numel() % 8))
-    eights = flat.view(-1, 8)
-    packed = eights[:, 0].to(torch.uint8)
-    for place in range(1, 8):
-        packed = packed | (eights[:, place].to(torch.uint8) << place)
-    return packed
-
-
-def unpack_bits(bits: Tensor, like: Tensor) -> Tensor:
-    """The inverse of :func:`pack_bits`: a bool tensor of the shape of ``like``."""
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return (((bits.unsqueeze(1) >> places) & 1) != 0).flatten()[: like.numel()].view(like.shape)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..activation import Activation
 from . import eager
+from .bits import no_bits, pack_bits, unpack_bits
 
 __all__ = ["backward", "forward", "normalize", "normalize_in_graph", "serves"]
 
@@ -145,7 +146,7 @@ def forward(
     z = _like_input(z, input)
     if residual is not None:
         z += residual
-    bits = eager.pack_bits(activation.is_on(z)) if keep_bits else eager.no_bits(input)
+    bits = pack_bits(activation.is_on(z)) if keep_bits else no_bits(input)
     output = _activate_in_place(z, None, activation)
     return output, eager.count_values(input, None), mean, unbiased * ((values - 1) / values), bits
 
@@ -171,7 +172,7 @@ def backward(
     mean, var = eager.as_statistics(mean, dtype), eager.as_statistics(var, dtype)
     dz = grad_output
     if bits is not None:
-        dz = activation.backward(grad_output, eager.unpack_bits(bits, input))
+        dz = activation.backward(grad_output, unpack_bits(bits, input))
     elif activation.name != "identity":
         z = _like_input(_evaluate(input, mean, var, weight, bias, eps), input)
         if residual is not None:

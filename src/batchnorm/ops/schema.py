@@ -22,6 +22,7 @@ from torch import Tensor
 from ..activation import Activation
 from . import eager, native
 from .dispatch import kernels
+from .running import update_running
 
 __all__ = ["LIBRARY", "SCHEMAS"]
 
@@ -150,8 +151,8 @@ _IMPLEMENTATIONS: tuple[tuple[Callable[..., Any], ...], tuple[Callable[..., Any]
         _grad_input,
         _forward,
         _backward,
-        eager.update_running,
-        eager.update_running,
+        update_running,
+        update_running,
     ),
     (
         _fake_moments,

@@ -1,0 +1,34 @@
+"""One bit an element: what a piecewise linear activation's derivative needs to be kept.
+
+This layout is that of the Python kernels. A compiled kernel has its own: only its own backward reads it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["no_bits", "pack_bits", "unpack_bits"]
+
+
+def no_bits(like: Tensor) -> Tensor:
+    """What stands for the bits where none are kept: an operator cannot return nothing."""
+    return torch.empty(0, dtype=torch.uint8, device=like.device)
+
+
+def pack_bits(on: Tensor) -> Tensor:
+    """A bool tensor as uint8, eight elements a byte, in the order of its dimensions."""
+    flat = on.flatten()
+    if flat.numel() % 8:
+        flat = torch.nn.functional.pad(flat, (0, 8 - flat.numel() % 8))
+    eights = flat.view(-1, 8)
+    packed = eights[:, 0].to(torch.uint8)
+    for place in range(1, 8):
+        packed = packed | (eights[:, place].to(torch.uint8) << place)
+    return packed
+
+
+def unpack_bits(bits: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`pack_bits`: a bool tensor of the shape of ``like``."""
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (((bits.unsqueeze(1) >> places) & 1) != 0).flatten()[: like.numel()].view(like.shape)
