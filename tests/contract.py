@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -259,6 +260,59 @@ def check_strides_are_kept(layer: Layer) -> None:
         expected = torch.empty_like(case.input).stride()
         output = call(case)
         assert output.stride() == expected, f"{case.name}: output {output.stride()}, input {expected}"
+        gradient = torch.autograd.grad(output, case.input, FORMATS["transposed"](case.grad_output))[0]
+        assert gradient.stride() == expected, f"{case.name}: gradient {gradient.stride()}, input {expected}"
+
+
+def check_gradients_in_any_layout(layer: Layer) -> None:
+    """Input, residual and gradient each in its own layout, with dimensions of size 1, whose stride means nothing."""
+    shapes = [(8, CHANNELS, *(1 if i == one else size for i, size in enumerate(layer.spatial))) for one in range(-1, 3)]
+    if layer.spatial:
+        shapes.append((1, CHANNELS, *layer.spatial))
+    for shape in dict.fromkeys(shapes):
+        for training in (True, False):
+            case = make(layer, training=training)
+            base = [torch.randn(shape) for _ in range(3)]
+            found = []
+            for formats in itertools.product(FORMATS.values(), repeat=2):
+                x, dy, residual = (form(t) for form, t in zip((*formats, formats[0]), base, strict=True))
+                x.requires_grad_()
+                output = case.ours(x, residual) if layer.residual else case.ours(x)
+                inputs = [x, case.ours.weight, case.ours.bias]
+                found.append((output, *torch.autograd.grad(output, inputs, dy)))
+                if not training:
+                    continue
+                case.ours.load_state_dict(make(layer).ours.state_dict())
+            for other in found[1:]:
+                for name, one, two in zip(("output", "input", "weight", "bias"), found[0], other, strict=True):
+                    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def check_gradient_agrees_with_the_output(layer: Layer) -> None:
+    """What the backward pass computes again is what the forward pass computed, on dead channels too."""
+    if layer.activation not in ("relu", "relu6", "hardtanh"):
+        return
+    activation = batchnorm.Activation(layer.activation)
+    for spread in (0.0, 1e-2):
+        x = (torch.randn(1, CHANNELS, *(1 for _ in layer.spatial)) * 100).expand(64, CHANNELS, *layer.spatial)
+        x = (x + spread * torch.randn(x.shape)).contiguous()
+        module = layer.build(CHANNELS)
+        output, dy = module(x), torch.randn_like(x)
+        wanted = (dy * activation.is_on(output)).sum([d for d in range(x.dim()) if d != 1])
+        found = torch.autograd.grad(output, module.bias, dy)[0]
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def check_masked_second_derivatives_are_finite(layer: Layer) -> None:
+    """NaN in the padding reaches no derivative of any order."""
+    for training in (True, False):
+        case = make(layer, torch.float64, training=training, mask=True)
+        with torch.no_grad():
+            case.input[~case.mask.unsqueeze(1).expand(case.shape())] = float("nan")
+        parameters = [case.input, case.ours.weight]
+        first = torch.autograd.grad(call(case).pow(2).sum(), parameters, create_graph=True)
+        second = torch.autograd.grad(sum(g.pow(2).sum() for g in first), parameters)
+        assert all(torch.isfinite(gradient).all() for gradient in (*first, *second))
 
 
 def check_state_dict(layer: Layer) -> None:
@@ -552,7 +606,7 @@ def check_autocast(layer: Layer) -> None:
         assert case.ours(x).dtype == torch.float32
         assert case.ours(x.bfloat16()).dtype == case.theirs(x.bfloat16()).dtype == torch.bfloat16
         if layer.residual:
-            assert case.ours(x.bfloat16(), x).dtype == torch.bfloat16
+            torch.testing.assert_close(case.ours(x.bfloat16(), x), case.ours(x.bfloat16(), x.bfloat16()))
 
 
 def check_partial_gradients(layer: Layer) -> None:

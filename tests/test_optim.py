@@ -64,3 +64,8 @@ def test_the_step_decays_what_it_should() -> None:
     for name, parameter in net.named_parameters():
         factor = 1.0 if name.split(".")[0] in "135" else 0.95
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
+
+
+def test_rms_norm_is_a_norm() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.RMSNorm(4), torch.nn.InstanceNorm1d(4, affine=True))
+    assert names(net, parameter_groups(net, 0.1)[1]) == {"1.weight", "2.weight", "2.bias"}

@@ -79,7 +79,7 @@ def _elu_derivative(z: Tensor, alpha: float) -> Tensor:
     return torch.where(z <= 0, alpha * torch.exp(torch.clamp(z, max=0.0)), 1.0)
 
 
-# The bits are written as torch's kernels decide: a NaN counts as on, except for leaky_relu.
+# At a NaN the bits are on, except for leaky_relu: as torch's scalar kernels decide (its vectorised ones vary).
 ACTIVATIONS: dict[str, _Kind] = {
     "identity": _Kind({}, lambda z: z, derivative=torch.ones_like),
     "relu": _Kind({}, torch.relu, torch.relu_, is_on=lambda z: ~(z <= 0)),

@@ -80,6 +80,8 @@ def _rebuild(kind: type[BatchNormError], args: tuple[object, ...], state: dict[s
 
 
 def _running_layer() -> str:
+    if torch.compiler.is_compiling():
+        return ""  # a traced call has no stack to walk
     innermost = outermost = None
     frame = sys._getframe(2)
     while frame is not None:

@@ -112,6 +112,8 @@ def batch_norm(
             if num_batches_tracked is not None and not is_recomputation():
                 num_batches_tracked.add_(1)
         else:
+            if isinstance(momentum, Tensor):
+                momentum = momentum.detach()  # or the buffers would join the graph
             if momentum is None:
                 # The count stays on its device: reading it would wait for it.
                 assert num_batches_tracked is not None

@@ -64,6 +64,12 @@ def test_layers_have_names_and_slices_are_sequences() -> None:
     assert block[-1] is block.dropout
 
 
+def test_arguments_reach_the_layers_of_the_other_blocks() -> None:
+    assert LinearBlock(4, 8, eps=1e-3, momentum=None)[1].eps == 1e-3
+    assert ResidualBlock(8, bottleneck=4, groups=2).inner[1].conv.groups == 2
+    assert ResidualBlock(8, eps=1e-3).norm.eps == 1e-3
+
+
 def test_linear_block() -> None:
     for norm in ("before", "after"):
         block = LinearBlock(4, 8, norm=norm, dropout=0.5)

@@ -167,3 +167,12 @@ def test_onnx_has_standard_nodes(dynamo: bool, tmp_path: Path) -> None:
     assert run(layer("relu"), (x, x.sin())) == ["BatchNormalization", "Add", "Relu"]
     for name in ACTIVATIONS:
         assert "BatchNormalization" in run(layer(name), (x,))
+
+
+@pytest.mark.parametrize(
+    "x", [torch.randn(1, 4), torch.randn(3, 5), torch.randn(3, 4, 2, 2)], ids=["one value", "channels", "dimensions"]
+)
+def test_errors_survive_compilation(x: torch.Tensor) -> None:
+    layer = batchnorm.BatchNorm1d(4)
+    with pytest.raises(batchnorm.errors.BatchNormError, match=r"\("):
+        torch.compile(layer, backend="aot_eager")(x)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from batchnorm import Standardize
 from batchnorm.errors import ArgumentError, NotFittedError, ShapeError
+from contract import NoSynchronization
 
 SCALES = torch.tensor([1.0, 1e-5, 1e5, 3.0], dtype=torch.float64)
 OFFSETS = torch.tensor([0.0, 1.0, -1e6, 1e3], dtype=torch.float64)
@@ -138,3 +139,12 @@ def test_compiles_and_has_a_gradient() -> None:
     layer = Standardize(4).fit(x.detach())
     torch.compile(layer, fullgraph=True, backend="aot_eager")(x).sum().backward()
     torch.testing.assert_close(x.grad[0].double(), 1 / layer.std, rtol=1e-6, atol=0)
+
+
+def test_nothing_waits_for_the_device_and_nothing_unfitted_passes_a_compiler() -> None:
+    layer = Standardize(4)
+    with pytest.raises(NotFittedError):
+        torch.compile(layer, backend="aot_eager")(data())
+    layer.fit(data())
+    with NoSynchronization():
+        layer.inverse(layer(data()))

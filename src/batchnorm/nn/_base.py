@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.fx
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..activation import ActivationLike
 from ..errors import ArgumentError, ShapeError
 from ..functional import Nonfinite, batch_norm, check_nonfinite
+from ._tracing import as_one_node
 
 __all__ = ["Norm"]
 
@@ -23,7 +22,7 @@ class Norm(_NormBase):
     """
 
     dims: tuple[int, ...]
-    nonfinite: Nonfinite
+    nonfinite: Nonfinite = "skip"  # on the class: layers pickled before it existed have none
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ class Norm(_NormBase):
         self, input: Tensor, residual: Tensor | None, mask: Tensor | None, activation: ActivationLike
     ) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
-            return self._as_one_node(input, residual, mask)
+            return as_one_node(self, input, residual=residual, mask=mask)
         self._check_input_dim(input)
         training = self.training or (self.running_mean is None and self.running_var is None)
         tracked = not self.training or self.track_running_stats
@@ -89,13 +88,6 @@ class Norm(_NormBase):
             nonfinite=self.nonfinite,
             num_batches_tracked=self.num_batches_tracked,
         )
-
-    def _as_one_node(self, input: torch.fx.Proxy, residual: Tensor | None, mask: Tensor | None) -> torch.fx.Proxy:
-        # To torch.fx a torch.nn layer is a leaf by its module's name. Ours says so itself: its checks cannot be traced.
-        given = {"residual": residual, "mask": mask}
-        named = {name: value for name, value in given.items() if value is not None}
-        tracer: Any = input.tracer
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), named)
 
     def extra_repr(self) -> str:
         """Arguments as given; those of ours only where they differ from the default."""

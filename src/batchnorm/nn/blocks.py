@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.fx
 from torch import Tensor
 
 from ..activation import ActivationLike, as_activation
@@ -204,7 +205,7 @@ class LinearBlock(_Block):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the block to (N, in_features)."""
-        if input.dim() != 2:
+        if not isinstance(input, torch.fx.Proxy) and input.dim() != 2:
             raise ShapeError(
                 f"expected (N, in_features), got {tuple(input.shape)}.",
                 "flatten the positions into the batch: input.flatten(0, -2).",

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor
 
 from ..errors import ArgumentError, NotFittedError, ShapeError
 from ..ops import eager
 from ..ops.moments import merge_moments
+from ._tracing import as_one_node
 
 __all__ = ["Standardize"]
 
@@ -64,6 +66,7 @@ class Standardize(torch.nn.Module):
         if num_features < 1:
             raise ArgumentError(f"num_features={num_features}.", "give the number of features, 1 or more.")
         self.num_features = num_features
+        self._fitted = False  # what `count` says, without asking the device
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("mean", torch.zeros(num_features, dtype=torch.float64, device=device))
         self.register_buffer("var", torch.ones(num_features, dtype=torch.float64, device=device))
@@ -104,10 +107,14 @@ class Standardize(torch.nn.Module):
             raise ArgumentError("there is no data to fit.", "give at least one batch with at least one sample.")
         for buffer, value in zip((self.count, self.mean, self.var), moments, strict=True):
             buffer.copy_(value)
+        self._fitted = True
         return self
 
     def forward(self, input: Tensor) -> Tensor:
         """``(input − mean) / std``."""
+        if isinstance(input, torch.fx.Proxy):
+            traced: Tensor = as_one_node(self, input)
+            return traced
         mean, std = self._statistics(input)
         return ((input - mean) / std).to(_floating(input))
 
@@ -124,10 +131,14 @@ class Standardize(torch.nn.Module):
 
     def _statistics(self, input: Tensor) -> tuple[Tensor, Tensor]:
         self._check(input)
-        if not torch.compiler.is_compiling() and int(self.count) == 0:
+        if not self._fitted:
             raise NotFittedError("no statistics were taken yet.", "call fit(batches) first.")
         shape = [1, -1] + [1] * (input.dim() - 2)
         return self.mean.view(shape), self.std.view(shape)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._fitted = self.count.device.type != "meta" and int(self.count) > 0
 
     def _check(self, input: Tensor) -> None:
         if input.dim() < 2 or input.shape[1] != self.num_features:

@@ -82,9 +82,9 @@ def moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, 
     x = as_statistics(input, input.dtype)  # (N, C, *spatial)
     count = count_values(input, mask)  # ()
     values = count.clamp(min=1).to(x.dtype)  # ()
-    x = _masked(x, mask)
+    x = masked(x, mask)
     mean = x.sum(dims) / values  # (C,)
-    centred = _masked(x - _per_channel(mean.detach(), x), mask)  # (N, C, *spatial)
+    centred = masked(x - _per_channel(mean.detach(), x), mask)  # (N, C, *spatial)
     shift = centred.sum(dims) / values  # (C,)
     squares = (centred * centred).sum(dims) / values  # (C,)
     var = (squares - shift * shift).clamp(min=0)  # (C,)
@@ -112,7 +112,7 @@ def normalize(
 
 
 def _finish(z: Tensor, mask: Tensor | None, activation: Activation) -> Tensor:
-    return _masked(activation(z), mask)
+    return masked(activation(z), mask)
 
 
 def _standardized(input: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
@@ -156,17 +156,23 @@ def _grad_preactivation(
     elif activation.name != "identity":
         z = _preactivation(input, mean, var, weight, bias, residual, eps)
         if activation.needs_bit:
-            return _masked(activation.backward(dz, activation.is_on(z)), mask)
+            return masked(activation.backward(dz, activation.is_on(z)), mask)
         dz = dz * activation.derivative(z)
-    return _masked(dz, mask)
+    return masked(dz, mask)
 
 
-def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else torch.where(_positions(mask), x, 0.0)  # never a product: padding may hold NaN
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x`` where the mask is True, elsewhere 0. Never a product: padding may hold NaN."""
+    return x if mask is None else torch.where(_positions(mask), x, 0.0)
+
+
+def _valid_only(input: Tensor, residual: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    # At the door: the gradient of what is masked later is 0 times a NaN of the padding.
+    return masked(input, mask), None if residual is None else masked(residual, mask)
 
 
 def _standardized_or_zero(input: Tensor, mean: Tensor, var: Tensor, mask: Tensor | None, eps: float) -> Tensor:
-    return _masked(_standardized(input, mean, var, eps), mask)
+    return masked(_standardized(input, mean, var, eps), mask)
 
 
 def grad_sums(
@@ -226,7 +232,7 @@ def grad_input(
         dx = dx - standardized * _per_channel(sum_dz_standardized / values, input)
     scale = torch.rsqrt(_per_channel(var, input) + eps)
     dx = dx * (scale if weight is None else scale * _per_channel(weight, input))
-    dx = _masked(dx, mask)
+    dx = masked(dx, mask)
     return dx.to(input.dtype), dz.to(input.dtype)
 
 
@@ -246,6 +252,7 @@ def forward(
         ``output``, ``count``, ``mean``, ``var`` and ``bits``: with ``keep_bits`` one bit an element that says on
         which side of the activation's kink z was, so that the backward pass needs no residual; else empty.
     """
+    input, residual = _valid_only(input, residual, mask)
     count, mean, var = moments(input, mask)
     z = _preactivation(input, mean, var, weight, bias, residual, eps)
     bits = pack_bits(activation.is_on(z)) if keep_bits else no_bits(input)
@@ -273,7 +280,8 @@ def backward(
         ``grad_input``, ``grad_weight``, ``grad_bias``, ``grad_residual``; those of the parameters in the
         statistics' dtype, (C,); ``None`` for each of the four that ``wanted`` does not ask for.
     """
-    layer = (grad_output, input, mean, var, weight, bias, residual, mask, bits)
+    input, residual = _valid_only(input, residual, mask)
+    layer = (masked(grad_output, mask), input, mean, var, weight, bias, residual, mask, bits)
     training = count is not None
     sum_dz = sum_dz_standardized = dx = dz = None
     if wanted[1] or wanted[2] or (wanted[0] and training):

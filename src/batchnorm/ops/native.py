@@ -41,10 +41,13 @@ def serves(input: Tensor, mask: Tensor | None) -> bool:
     return mask is None and input.numel() >= 2 * max(input.shape[1], 1)
 
 
-def _as_rows(x: Tensor) -> Tensor:
-    """``x`` as torch's kernels take it best: (N·spatial, C) where channels are innermost, else as it is.
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
-    A sequence stored (N, L, C) and seen as (N, C, L) is one such: torch would walk it value by value.
+
+def _as_rows(x: Tensor) -> Tensor:
+    """``x`` as (N·spatial, C) where it is a sequence stored (N, L, C) and seen as (N, C, L), else as it is.
+
+    torch would walk such a one value by value.
     """
     if x.dim() == 3 and not x.is_contiguous():
         rows = x.transpose(1, 2)
@@ -53,9 +56,24 @@ def _as_rows(x: Tensor) -> Tensor:
     return x
 
 
+def _unambiguous(x: Tensor) -> Tensor:
+    """``x``, contiguous or channels-last, with the strides that such a tensor has where no dimension is of size 1.
+
+    A dimension of size 1 may have any stride. By it torch's backward kernel takes one layout for another, and mixes up
+    channels without a word (seen: gradients off by more than their size).
+    """
+    if not (x.is_contiguous() or _is_channels_last(x)):
+        x = x.contiguous()
+    order = list(range(x.dim())) if x.is_contiguous() else [0, *range(2, x.dim()), 1]
+    strides, step = [0] * x.dim(), 1
+    for dim in reversed(order):
+        strides[dim] = step
+        step *= max(x.shape[dim], 1)
+    return x if list(x.stride()) == strides else x.as_strided(x.size(), strides)
+
+
 def _is_channels_last(x: Tensor) -> bool:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
+    return x.dim() in _FORMATS and x.is_contiguous(memory_format=_FORMATS[x.dim()])
 
 
 def _like_input(output: Tensor, input: Tensor) -> Tensor:
@@ -96,11 +114,11 @@ def normalize_in_graph(
     activation: Activation,
 ) -> Tensor:
     """As :func:`normalize`, out of place: differentiable, and exported as standard nodes."""
-    z = _evaluate(input, mean, var, weight, bias, eps)
+    # Masked at the door too: a NaN in the padding must not reach a gradient, not even times 0.
+    z = _evaluate(eager.masked(input, mask), mean, var, weight, bias, eps)
     if residual is not None:
-        z = z + residual
-    output = _narrow(activation(z), input)
-    return output if mask is None else torch.where(mask.unsqueeze(1), output, 0.0)
+        z = z + eager.masked(residual, mask)
+    return eager.masked(_narrow(activation(z), input), mask)
 
 
 def _activate_in_place(z: Tensor, residual: Tensor | None, activation: Activation) -> Tensor:
@@ -120,7 +138,7 @@ def _evaluate(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, bias:
     mean, var = eager.as_statistics(mean, x.dtype), eager.as_statistics(var, x.dtype)
     rows = _as_rows(x)
     z = torch.batch_norm(rows, weight, bias, mean, var, False, 0.0, eps, False)
-    return z if rows is x else z.view(x.shape[0], x.shape[2], x.shape[1]).transpose(1, 2)
+    return z if rows.dim() == x.dim() else z.view(x.shape[0], x.shape[2], x.shape[1]).transpose(1, 2)
 
 
 def forward(
@@ -134,6 +152,17 @@ def forward(
     keep_bits: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`eager.forward`; ``serves(input, mask)`` must hold."""
+    z, mean, unbiased = _train(input, weight, bias, eps)
+    if residual is not None:
+        z += residual
+    bits = pack_bits(activation.is_on(z)) if keep_bits else no_bits(input)
+    output = _activate_in_place(z, None, activation)
+    values = input.numel() // input.shape[1]
+    return output, eager.count_values(input, None), mean, unbiased * ((values - 1) / values), bits
+
+
+def _train(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``x̂·weight + bias``, and the batch's mean and unbiased variance."""
     x = _as_rows(input)
     dtype = eager.statistics_dtype(x.dtype)
     # Buffers that are overwritten (momentum 1) hand out the moments themselves: the variance recovered from the
@@ -142,13 +171,7 @@ def forward(
     unbiased = torch.zeros_like(mean)
     scale, shift = (None if vector is None else eager.as_statistics(vector, dtype) for vector in (weight, bias))
     z, _, _ = torch.native_batch_norm(x, scale, shift, mean, unbiased, True, 1.0, eps)
-    values = x.numel() // x.shape[1]
-    z = _like_input(z, input)
-    if residual is not None:
-        z += residual
-    bits = pack_bits(activation.is_on(z)) if keep_bits else no_bits(input)
-    output = _activate_in_place(z, None, activation)
-    return output, eager.count_values(input, None), mean, unbiased * ((values - 1) / values), bits
+    return _like_input(z, input), mean, unbiased
 
 
 def backward(
@@ -170,32 +193,28 @@ def backward(
     x = _as_rows(input)
     dtype = eager.statistics_dtype(x.dtype)
     mean, var = eager.as_statistics(mean, dtype), eager.as_statistics(var, dtype)
+    training = count is not None
     dz = grad_output
     if bits is not None:
         dz = activation.backward(grad_output, unpack_bits(bits, input))
     elif activation.name != "identity":
-        z = _like_input(_evaluate(input, mean, var, weight, bias, eps), input)
+        # z by the kernel of the forward pass: another's rounding would contradict the output where a channel is nearly
+        # constant (seen: the sign in 25 of 64 dead channels).
+        if training:
+            z = _train(input, weight, bias, eps)[0]
+        else:
+            z = _like_input(_evaluate(input, mean, var, weight, bias, eps), input)
         if residual is not None:
             z += residual
         dz = _ACTIVATION_BACKWARD[activation.name](grad_output, z, *activation.parameters)
-    if x.dtype != dtype:
-        # Where strides differ or are neither contiguous nor channels-last, torch sums half-precision gradients in
-        # half precision (seen: off by 1.5e-2).
-        x = x if x.is_contiguous() or _is_channels_last(x) else x.contiguous()
-        dz = _like_input(dz, x) if dz.dim() == x.dim() else dz
-    training = count is not None
+    dy = dz if x.dim() == dz.dim() else dz.transpose(1, 2).reshape(x.shape)
+    x, dy = _unambiguous(x), _unambiguous(dy)
+    if x.dtype != dtype and x.stride() != dy.stride():
+        # In layouts that differ, torch sums half-precision gradients in half precision (seen: off by 1.5e-2).
+        x, dy = x.contiguous(), dy.contiguous()
     scale = None if weight is None else eager.as_statistics(weight, dtype)
     invstd = torch.rsqrt(var + eps)
     dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
-        dz if dz.dim() == x.dim() else dz.transpose(1, 2).reshape(x.shape),
-        x,
-        scale,
-        mean,
-        var,
-        mean,
-        invstd,
-        training,
-        eps,
-        list(wanted[:3]),
+        dy, x, scale, mean, var, mean, invstd, training, eps, list(wanted[:3])
     )
     return None if dx is None else _like_input(dx, input), dweight, dbias, dz if wanted[3] else None

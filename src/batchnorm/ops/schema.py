@@ -5,6 +5,8 @@ Formulas and shapes are those of :mod:`batchnorm.ops.eager`; here stand the cont
 - Operators are functional but for ``update_running``: one that mutates cannot carry an autograd formula.
 - An output that was not asked for is a tensor of no elements, since an operator cannot return nothing.
 - ``output``, ``grad_input`` and ``grad_residual`` have the strides that ``torch.empty_like(input)`` has.
+- ``count`` in ``backward`` is that of the input given. Where the statistics are those of more (other ranks), the two
+  primitives and the sum between them take its place.
 - The layout of ``bits`` belongs to the kernel that wrote them: only its own backward reads them.
 
 The Python implementations serve every device and ask :mod:`batchnorm.ops.dispatch`. A compiled kernel registers for
