@@ -98,10 +98,21 @@ def _sliced(x: Tensor) -> Tensor:
     return wide[:, ::2]
 
 
+def _swapped(x: Tensor) -> Tensor:
+    # Where one of the two dimensions has size 1, strides that look contiguous and are not the usual ones.
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def _one_image(x: Tensor) -> Tensor:
+    # As images are read: (H, W, C) seen as (1, C, H, W), where the first stride is C.
+    return _channels_last(x)[0].unsqueeze(0) if len(x) == 1 else x
+
+
 FORMATS = {
     "contiguous": _contiguous,
     "channels-last": _channels_last,
     "transposed": _transposed,
+    "swapped": _swapped,
     "sliced": _sliced,
 }
 
@@ -274,7 +285,7 @@ def check_gradients_in_any_layout(layer: Layer) -> None:
             case = make(layer, training=training)
             base = [torch.randn(shape) for _ in range(3)]
             found = []
-            for formats in itertools.product(FORMATS.values(), repeat=2):
+            for formats in itertools.product((*FORMATS.values(), _one_image), repeat=2):
                 x, dy, residual = (form(t) for form, t in zip((*formats, formats[0]), base, strict=True))
                 x.requires_grad_()
                 output = case.ours(x, residual) if layer.residual else case.ours(x)
@@ -294,9 +305,9 @@ def check_gradient_agrees_with_the_output(layer: Layer) -> None:
         return
     activation = batchnorm.Activation(layer.activation)
     for spread in (0.0, 1e-2):
-        x = (torch.randn(1, CHANNELS, *(1 for _ in layer.spatial)) * 100).expand(64, CHANNELS, *layer.spatial)
+        x = torch.randn(1, 64, *(1 for _ in layer.spatial)).expand(24, 64, *layer.spatial)
         x = (x + spread * torch.randn(x.shape)).contiguous()
-        module = layer.build(CHANNELS)
+        module = layer.build(64)
         output, dy = module(x), torch.randn_like(x)
         wanted = (dy * activation.is_on(output)).sum([d for d in range(x.dim()) if d != 1])
         found = torch.autograd.grad(output, module.bias, dy)[0]
