@@ -60,6 +60,19 @@ def test_results_come_in_the_order_of_the_plan_over_processes_of_one_thread() ->
     assert "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] != ""
 
 
+class Confident(Toy):
+    def conclude(self, results: Sequence[Result]) -> Conclusion:
+        conclusion = super().conclude(results)
+        return Conclusion(Verdict.REPRODUCED, conclusion.reason, conclusion.effects)
+
+
+def test_fewer_than_five_seeds_conclude_nothing() -> None:
+    for seeds, verdict in ((range(4), Verdict.INCONCLUSIVE), (range(5), Verdict.REPRODUCED)):
+        (outcome,) = run_study([Confident()], list(seeds), "", workers=1)
+        assert outcome.conclusion.verdict is verdict
+    assert outcome.conclusion.reason == "toy"
+
+
 def test_a_run_that_fails_names_claim_arm_and_seed_and_leaves_no_process() -> None:
     with pytest.raises(StudyError, match=r"toy: right, seed 4 failed: ZeroDivisionError: on purpose"):
         run_study([Toy(broken=("right", 4))], [3, 4], "", workers=1)

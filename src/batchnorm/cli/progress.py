@@ -31,7 +31,7 @@ def show_plan(claims: Sequence[Claim], seeds: Sequence[int], data: str, workers:
     print(f"data: {data}")
     print(f"{len(seeds)} seeds, {workers} worker processes, about {max(seconds / 60, 0.1):.1f} minutes")
     if len(seeds) < 5:
-        print("fewer than 5 seeds: intervals will be wide and most verdicts inconclusive", flush=True)
+        print("fewer than 5 seeds: every verdict will be inconclusive", flush=True)
 
 
 def show_verdicts(outcomes: Sequence[Outcome], page: Path, seconds: float) -> None:

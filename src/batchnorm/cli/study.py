@@ -18,7 +18,9 @@ def study(
         list[str] | None, typer.Argument(metavar="[CLAIM]...", help="Claims to run; all of them by default.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the page and the results.")] = Path("study"),
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds a claim; with fewer than 5, intervals are wide.")] = 5,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Seeds a claim; with fewer than 5 every verdict is inconclusive.")
+    ] = 5,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one an available core.")] = None,
     list_claims: Annotated[bool, typer.Option("--list", help="List the claims and leave.")] = False,
 ) -> None:

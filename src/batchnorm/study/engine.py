@@ -15,16 +15,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from .claim import Claim, Conclusion, Result, Run, StudyError
+from .claim import Claim, Conclusion, Result, Run, StudyError, Verdict
 
 __all__ = ["Outcome", "Progress", "available_cores", "run_study"]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# With 3, Student's t is 4.3, and nearly everything is inconclusive: by rule, then, everything is below 5.
+MINIMUM_SEEDS = 5
 _REPORT_SECONDS = 0.2  # a run reports at most this often: a step may take a millisecond
 
 
@@ -94,8 +96,15 @@ def run_study(
     outcomes = []
     for claim in claims:
         own = [result for result in results if result.run.claim == claim.about.id]
-        outcomes.append(Outcome(claim, own, claim.conclude(own)))
+        outcomes.append(Outcome(claim, own, _with_enough_seeds(claim.conclude(own), len(seeds))))
     return outcomes
+
+
+def _with_enough_seeds(conclusion: Conclusion, count: int) -> Conclusion:
+    if count >= MINIMUM_SEEDS:
+        return conclusion
+    reason = f"With {count} of at least {MINIMUM_SEEDS} seeds nothing is concluded. {conclusion.reason}"
+    return replace(conclusion, verdict=Verdict.INCONCLUSIVE, reason=reason)
 
 
 def _execute(tasks: Sequence[tuple[Claim, Run]], workers: int, listen: Callable[[Progress], None]) -> list[Result]:
