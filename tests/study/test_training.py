@@ -4,7 +4,7 @@ from torch import nn
 
 from batchnorm import BatchNorm2d
 from batchnorm.study.data import split
-from batchnorm.study.training import Recipe, convolutional, train
+from batchnorm.study.training import Recipe, accuracy, convolutional, train
 
 LAYERS = ((4, 2), (8, 1))
 
@@ -70,3 +70,12 @@ def test_the_test_split_is_used_once_with_the_best_weights() -> None:
 
     train(Counting(), parts, Recipe(0.05, steps=40, every=10), seed=0, report=lambda done, note: None)
     assert uses == 1
+
+
+def test_training_ends_with_the_weights_that_were_best_on_validation() -> None:
+    parts = split("digits", 0)
+    model = convolutional(LAYERS, activation="relu", norm=False, classes=10, seed=0)
+    history = train(model, parts, Recipe(0.3, steps=60, every=5), seed=0, report=lambda done, note: None)
+    assert history.validation[-1] < max(history.validation)  # or the last weights would pass for the best
+    assert accuracy(model, *parts.validation) == max(history.validation)
+    assert accuracy(model, *parts.test) == history.test

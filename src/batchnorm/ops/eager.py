@@ -40,6 +40,7 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor`` in ``dtype``."""
     # `to` would say the same; but an exported graph records each call, even one that does nothing.
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
