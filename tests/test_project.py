@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS: dict[str, set[str]] = {
     "_version": set(),
     "errors": set(),
+    "targets": {"errors"},
     "reference": set(),
     "optim": set(),
     "report": set(),
@@ -32,15 +33,26 @@ ROOMS: dict[str, set[str]] = {
     "functional": {"ops", "activation", "errors"},
     "nn": {"functional", "ops", "activation", "errors"},
     "batchnorm": {"_version", "errors", "activation", "ops", "functional", "nn", "optim"},  # __init__.py
-    "study": {"batchnorm", "report", "reference", "functional", "nn", "activation", "errors", "optim", "_version"},
+    "study": {
+        "batchnorm",
+        "report",
+        "reference",
+        "functional",
+        "nn",
+        "activation",
+        "errors",
+        "optim",
+        "targets",
+        "_version",
+    },
     "cli": {"study", "report", "batchnorm", "errors", "_version"},
     "__main__": {"cli"},
 }
 
 # The library needs torch and NumPy; these are for the commands, by the room that may use them.
 TOOLS: dict[str, set[str]] = {
-    "report": {"plotly"},
-    "study": {"scipy", "mlxtend", "sklearn"},
+    "report": {"plotly", "latex2mathml"},
+    "study": {"scipy", "mlxtend", "sklearn", "joblib", "PIL"},
     "cli": {"typer", "rich"},
 }
 BASE = {"torch", "numpy", *sys.stdlib_module_names}

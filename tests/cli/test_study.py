@@ -9,6 +9,7 @@ import pytest
 
 from batchnorm import __version__
 from batchnorm.cli import main, tools
+from batchnorm.study import Source, registered
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "40"}
 
@@ -27,21 +28,33 @@ def test_an_unknown_claim_is_refused_with_the_known_ones(tmp_path: Path) -> None
     done = _run("study", "nope", "--out", str(tmp_path / "out"))
     assert done.returncode == 2
     assert done.stdout == ""
-    assert "unknown claim: nope. Known claims: convergence, gradient-explosion, population-variance." in done.stderr
+    assert f"unknown claim: nope. Known claims: {', '.join(registered())}." in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_the_list_has_one_full_row_a_claim_however_narrow_the_terminal() -> None:
     done = _run("study", "--list")
     assert done.returncode == 0
-    rows = done.stdout.splitlines()
-    assert [row.split()[0] for row in rows] == ["convergence", "gradient-explosion", "population-variance"]
-    assert rows[0].endswith("Section 4.2")
+    rows = {row.split()[0]: row for row in done.stdout.splitlines()}
+    assert list(rows) == list(registered())
+    about = registered()["convergence"].about
+    assert rows["convergence"].endswith(about.source)
+    for part in (about.tier, f"about {about.budget:.0f} core-seconds", about.title):
+        assert part in rows["convergence"]
+    one = _run("study", "--list", "convergence")
+    assert one.stdout.split() == rows["convergence"].split()
 
 
-@pytest.mark.parametrize("option", ["--seeds", "--workers"])
+@pytest.mark.parametrize("option", ["--seeds", "--workers", "--samples", "--image-size"])
 def test_zero_is_refused(option: str) -> None:
     assert _run("study", option, "0").returncode == 2
+
+
+def test_data_that_are_not_there_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    done = _run("study", "population-variance", "--data", "no-such-folder", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "batchnorm study: data: there is no no-such-folder. Mend: name a file, a folder" in done.stderr
+    assert done.stdout == ""
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
@@ -52,18 +65,39 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_pat
 
 
 def test_a_study_away_from_a_terminal_ends_with_the_page_and_the_verdicts(tmp_path: Path) -> None:
-    done = _run("study", "gradient-explosion", "--seeds", "1", "--workers", "1", "--out", str(tmp_path / "out"))
+    command = ("study", "eps-placement", "--workers", "1", "--out", str(tmp_path / "out"))
+    done = _run(*command, "--seeds", "1")
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     lines = done.stdout.splitlines()
-    assert sum(line.startswith("[") for line in lines) == 6
+    runs = len(registered()["eps-placement"].plan([0], Source("digits")))
+    assert lines[0].split()[:3] == ["eps-placement", str(runs), "runs"]
+    assert "core-seconds" in lines[0]
+    assert sum(line.startswith("[") for line in lines) == runs
     page, _, header, verdict = lines[-4:]
     assert page == f"page: {tmp_path / 'out' / 'index.html'}"
     assert header.split()[:2] == ["claim", "verdict"]
-    # One seed has no interval, so nothing can be concluded; not even on the theorem's number.
-    assert verdict.split()[:2] == ["gradient-explosion", "inconclusive"]
+    # One seed has no interval, so nothing can be concluded.
+    assert verdict.split()[:2] == ["eps-placement", "inconclusive"]
     stored = json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))
-    assert list(stored["claims"]) == ["gradient-explosion"]
+    assert list(stored["claims"]) == ["eps-placement"]
+
+    table = (tmp_path / "out" / "runs.csv").read_bytes()
+    again = _run(*command, "--seeds", "1")
+    assert again.returncode == 0, again.stderr
+    assert f"{runs} of {runs} runs are kept from before" in again.stdout
+    assert not [line for line in again.stdout.splitlines() if line.startswith("[")]
+    assert (tmp_path / "out" / "runs.csv").read_bytes() == table
+    fresh = _run(*command, "--seeds", "1", "--fresh")
+    assert sum(line.startswith("[") for line in fresh.stdout.splitlines()) == runs
+    assert (tmp_path / "out" / "runs.csv").read_bytes() == table
+
+
+def test_with_the_effect_taken_away_the_verdict_fails_and_the_page_says_so(tmp_path: Path) -> None:
+    done = _run("study", "eps-placement", "--control", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split()[:3] == ["eps-placement", "not", "reproduced"]
+    assert "effect taken away" in (tmp_path / "index.html").read_text("utf-8")
 
 
 @pytest.mark.slow

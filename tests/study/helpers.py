@@ -5,10 +5,13 @@ from collections.abc import Sequence
 
 import torch
 
-from batchnorm.study.claim import Claim, Result
+from batchnorm.study import Source
+from batchnorm.study.claim import Experiment, Result
+
+DIGITS = Source("digits")
 
 
-def run_here(claim: Claim, seeds: Sequence[int] = range(3), data: str = "digits") -> list[Result]:
+def run_here(claim: Experiment, seeds: Sequence[int] = range(3), data: Source | None = DIGITS) -> list[Result]:
     """Runs a whole plan in this process, with one thread as a worker has."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -4,7 +4,7 @@ import pytest
 
 from batchnorm.study import Conclusion, Result, Verdict
 from batchnorm.study.claims.convergence import Convergence
-from study.helpers import run_here
+from study.helpers import DIGITS, run_here
 
 SMALL = Convergence(
     layers=((8, 2), (8, 1), (8, 1), (8, 1)),
@@ -19,7 +19,7 @@ SMALL = Convergence(
 
 
 def test_with_the_effect_removed_it_is_not_reproduced() -> None:
-    removed = Convergence(**{**vars(SMALL), "norm": False})
+    removed = SMALL.without_effect()
     conclusion = removed.conclude(run_here(removed))
     assert conclusion.verdict is Verdict.NOT_REPRODUCED
     # The arms are the same networks: not one step apart where both chose the same rate.
@@ -32,6 +32,7 @@ def test_a_small_run_is_deterministic_and_says_what_it_chose() -> None:
     assert again == dict(results[0].values)
     conclusion = SMALL.conclude(results)
     assert len(conclusion.charts) == 4
+    assert conclusion.headline is not None
     assert conclusion.findings[0].startswith("Rates chosen on the validation split")
 
 
@@ -40,7 +41,7 @@ def _conclude(norm: Callable[[int], list[float]], plain_best: float = 0.9) -> Co
     claim = Convergence(steps=100)
     steps = [10.0 * (look + 1) for look in range(10)]
     results = []
-    for run in claim.plan(range(5), "digits"):
+    for run in claim.plan(range(5), DIGITS):
         if run.arm.startswith("norm ×"):
             curve = norm(run.seed)
         elif run.arm == "plain ×1":
@@ -79,7 +80,7 @@ def test_a_plain_net_that_does_not_train_is_no_baseline() -> None:
 def test_the_rate_is_chosen_by_validation_and_never_by_test() -> None:
     claim = Convergence(steps=20)
     results = []
-    for run in claim.plan(range(2), "digits"):
+    for run in claim.plan(range(2), DIGITS):
         best = {"plain ×1": 0.9, "plain ×2": 0.8}.get(run.arm, 0.1)
         test = 1.0 - best  # the worst on validation are the best on test
         values = {"steps": [10.0, 20.0], "validation": [0.0, best], "best": best, "test": test, "diverged": False}

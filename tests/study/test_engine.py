@@ -1,4 +1,3 @@
-import json
 import multiprocessing
 import os
 import signal
@@ -10,16 +9,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
-from batchnorm.study import Claim, Conclusion, Effect, Progress, Result, Run, StudyError, Verdict, run_study
+from batchnorm.study import Claim, Conclusion, Effect, Progress, Result, Run, Source, StudyError, Verdict, run_study
 from batchnorm.study.claim import About, Report, Value
-from batchnorm.study.environment import Environment
-from batchnorm.study.output import results, write
+from batchnorm.study.data import load
+from batchnorm.study.engine import prepare
 from batchnorm.study.statistics import interval
+from batchnorm.study.store import Store
+from study.helpers import DIGITS
 
-ABOUT = About("toy", "<b>Toy</b>", "says & means", "a < b", "paper", None, "run", "metric", "up", "rule", 1, False)
+ABOUT = About(
+    id="toy",
+    title="<b>Toy</b>",
+    statement="says & means",
+    formula="a < b",
+    source="paper",
+    paper=None,
+    setup="run",
+    metric="metric",
+    direction="up",
+    pass_rule="rule",
+    control="nothing",
+    budget=10,
+    images=False,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,7 @@ class Toy(Claim):
     nap: float = 0.0
     about: ClassVar[About] = ABOUT
 
-    def plan(self, seeds: Sequence[int], data: str) -> list[Run]:
+    def plan(self, seeds: Sequence[int], data: Source | None) -> list[Run]:
         return [Run(self.about.id, arm, seed, data) for seed in seeds for arm in ("left", "right")]
 
     def execute(self, run: Run, report: Report) -> dict[str, Value]:
@@ -44,11 +60,14 @@ class Toy(Claim):
         spread = interval([result.number("double") for result in results])
         return Conclusion(Verdict.INCONCLUSIVE, "toy", [Effect("double", spread)])
 
+    def without_effect(self) -> Claim:
+        return self
+
 
 def test_results_come_in_the_order_of_the_plan_over_processes_of_one_thread() -> None:
     seen: list[Progress] = []
-    (outcome,) = run_study([Toy(nap=0.3)], [3, 4], "", workers=2, listen=seen.append)
-    assert [result.run for result in outcome.results] == Toy().plan([3, 4], "")
+    (outcome,) = run_study([Toy(nap=0.3)], [3, 4], DIGITS, workers=2, listen=seen.append)
+    assert [result.run for result in outcome.results] == Toy().plan([3, 4], None)
     assert [result.number("double") for result in outcome.results] == [6, 6, 8, 8]
     assert {result.number("threads") for result in outcome.results} == {1}
     processes = {result.number("process") for result in outcome.results}
@@ -68,14 +87,14 @@ class Confident(Toy):
 
 def test_fewer_than_five_seeds_conclude_nothing() -> None:
     for seeds, verdict in ((range(4), Verdict.INCONCLUSIVE), (range(5), Verdict.REPRODUCED)):
-        (outcome,) = run_study([Confident()], list(seeds), "", workers=1)
+        (outcome,) = run_study([Confident()], list(seeds), DIGITS, workers=1)
         assert outcome.conclusion.verdict is verdict
     assert outcome.conclusion.reason == "toy"
 
 
 def test_a_run_that_fails_names_claim_arm_and_seed_and_leaves_no_process() -> None:
     with pytest.raises(StudyError, match=r"toy: right, seed 4 failed: ZeroDivisionError: on purpose"):
-        run_study([Toy(broken=("right", 4))], [3, 4], "", workers=1)
+        run_study([Toy(broken=("right", 4))], [3, 4], DIGITS, workers=1)
     assert not multiprocessing.active_children()
 
 
@@ -85,7 +104,7 @@ def test_an_interrupt_ends_the_children() -> None:
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_study([Toy(nap=60)], [0], "", workers=1, listen=interrupt)
+        run_study([Toy(nap=60)], [0], DIGITS, workers=1, listen=interrupt)
     assert time.monotonic() - started < 40
     assert not multiprocessing.active_children()
 
@@ -122,25 +141,128 @@ def _session(leader: int) -> list[int]:
     return members
 
 
-def test_results_are_json_and_the_page_escapes_names(tmp_path: Path) -> None:
-    outcomes = run_study([Toy()], [5], "", workers=1)
-    environment = Environment.now(seeds=[5], data="<digits>", workers=1, seconds=1.0)
-    path = write(outcomes, environment, tmp_path / "deep" / "folder")
-    stored = json.loads((path.parent / "results.json").read_text("utf-8"))
-    assert stored == results(outcomes, environment)
-    assert stored["claims"]["toy"]["verdict"] == "inconclusive"
-    assert stored["claims"]["toy"]["runs"][0]["values"]["double"] == 10
-    page = path.read_text("utf-8")
-    assert "&lt;b&gt;Toy&lt;/b&gt;" in page
-    assert "<b>Toy</b>" not in page
-    assert not list(path.parent.glob("*.part"))
+class Hungry(Toy):
+    """Uses images: at least so many for training."""
+
+    about: ClassVar[About] = About(**{**vars(ABOUT), "id": "hungry", "images": True, "smallest": 60})
+
+    def execute(self, run: Run, report: Report) -> dict[str, Value]:
+        return {"double": float(load(run.source).x.sum())}
 
 
-def test_what_is_not_finite_becomes_null(tmp_path: Path) -> None:
-    outcomes = run_study([Toy()], [5], "", workers=1)
-    one = outcomes[0]
-    lone = type(one)(one.claim, one.results[:1], Toy().conclude(one.results[:1]))
-    environment = Environment.now(seeds=[5], data="", workers=1, seconds=1.0)
-    effect = results([lone], environment)["claims"]["toy"]["effects"][0]
-    assert effect["low"] is None
-    assert effect["high"] is None
+def _images(path: Path, count: int, value: int = 1) -> Source:
+    images = np.zeros((count, 4, 4))
+    images[0] = value
+    np.savez(path, x=images, y=np.arange(count) % 2)
+    return Source(str(path))
+
+
+def test_fewer_images_than_a_batch_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    few, enough = _images(tmp_path / "few.npz", 90), _images(tmp_path / "enough.npz", 100)
+    message = r"hungry needs batches of 60 images; of the 90 images of .*few.npz 54 are for training\. Mend: give more"
+    with pytest.raises(StudyError, match=message):
+        prepare([Hungry()], [0], few)
+    assert len(prepare([Hungry()], [0], enough).runs) == 2
+    with pytest.raises(StudyError, match="54 are for training"):
+        prepare([Hungry()], [0], Source(enough.spec, samples=90))
+    assert len(prepare([Toy()], [0], few).runs) == 2  # uses no images, so asks for none
+
+
+def test_data_that_change_under_a_study_are_noticed(tmp_path: Path) -> None:
+    source = _images(tmp_path / "own.npz", 100)
+    plan = prepare([Hungry()], [0], source)
+    _images(tmp_path / "own.npz", 100, value=2)
+    with pytest.raises(StudyError, match=r"hungry: left, seed 0: its data changed since the study started"):
+        plan.execute(workers=1)
+
+
+@dataclass(frozen=True)
+class Counting(Toy):
+    """Leaves a file for each time that a run is really done; its second arm may stop the study."""
+
+    folder: str = ""
+    fatal: bool = False
+
+    def execute(self, run: Run, report: Report) -> dict[str, Value]:
+        marks = Path(os.environ["MARKS"])
+        if (marks / "fatal").exists() and run.arm == "right":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
+        done = len(list(marks.glob(f"{run.arm}-{run.seed}-*")))
+        (marks / f"{run.arm}-{run.seed}-{done}").touch()
+        return {"double": 2.0 * run.seed + 0.1, "curve": [0.1 * run.seed, float("nan"), float("inf")], "word": "é"}
+
+
+def test_what_is_kept_is_not_run_again_and_equals_what_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKS", str(tmp_path))
+    store = Store(tmp_path / "runs")
+    first = prepare([Counting()], [0, 1], DIGITS, store=store).execute(workers=1)
+    again = prepare([Counting()], [0, 1, 2], DIGITS, store=store)
+    assert again.counts(again.experiments[0]) == (6, 4)
+    assert again.seconds_left(again.experiments[0]) == pytest.approx(10 * 3 / 5 * 2 / 6)
+    seen: list[Progress] = []
+    second = again.execute(workers=1, listen=seen.append)
+    assert [p.finished for p in seen if p.state == "finished"] == [5, 6]
+    assert len(list(tmp_path.glob("*-*-*"))) == 6
+    for old, new in zip(first["toy"], second["toy"], strict=False):
+        assert old.run == new.run
+        assert repr(old.values) == repr(new.values)  # NaN is equal to nothing, but reads the same
+    fresh = prepare([Counting()], [0], DIGITS, store=store, reuse=False)
+    assert not fresh.kept
+
+
+def test_other_settings_or_other_data_are_run_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MARKS", str(tmp_path))
+    store = Store(tmp_path / "runs")
+    prepare([Counting()], [0], DIGITS, store=store).execute(workers=1)
+    assert len(prepare([Counting()], [0], DIGITS, store=store).kept) == 2
+    assert not prepare([Counting(nap=1e-3)], [0], DIGITS, store=store).kept
+    one, other = _images(tmp_path / "one.npz", 100), _images(tmp_path / "other.npz", 100, value=2)
+    prepare([Hungry()], [0], one, store=store).execute(workers=1)
+    assert len(prepare([Hungry()], [0], one, store=store).kept) == 2
+    assert not prepare([Hungry()], [0], other, store=store).kept
+    assert not prepare([Hungry()], [0], Source(one.spec, samples=99), store=store).kept
+
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+from batchnorm.study import Source, run_study
+from batchnorm.study.store import Store
+from study.test_engine import Counting
+
+if __name__ == "__main__":
+    run_study([Counting()], [0, 1, 2], Source("digits"), workers=1, store=Store(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="sends SIGKILL")
+def test_after_a_kill_the_same_command_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first process is killed, without warning, while its second run is going on."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    monkeypatch.setenv("MARKS", str(marks))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parents[1], *sys.path))))
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+
+    def study(folder: str) -> int:
+        return subprocess.run([sys.executable, script, tmp_path / folder], check=False, timeout=120).returncode
+
+    (marks / "fatal").touch()
+    assert study("killed") == -signal.SIGKILL
+    assert [path.name for path in marks.glob("*-*-*")] == ["left-0-0"]
+    (marks / "fatal").unlink()
+    assert study("killed") == 0
+    names = [f"{arm}-{seed}-0" for arm in ("left", "right") for seed in (0, 1, 2)]
+    assert sorted(path.name for path in marks.glob("*-*-*")) == names  # each run was done once
+    assert study("whole") == 0
+
+    def kept(folder: str) -> dict[str, str]:
+        files = (tmp_path / folder).rglob("*.json")
+        return {file.name: "".join(line for line in file.open() if "seconds" not in line) for file in files}
+
+    assert kept("killed") == kept("whole")
+    assert len(kept("whole")) == 6

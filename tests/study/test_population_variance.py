@@ -4,7 +4,7 @@ import pytest
 
 from batchnorm.study import Result, Run, Verdict
 from batchnorm.study.claims.population_variance import PopulationVariance
-from study.helpers import run_here, wave
+from study.helpers import DIGITS, run_here, wave
 
 SMALL = PopulationVariance(batch_sizes=(2, 8, 32), steps=30)
 
@@ -44,7 +44,7 @@ def _conclude(algorithm: float, noise: float, total: float) -> Verdict:
             values[f"{layer}/algorithm_2/largest"] = [abs(error)]
             values[f"{layer}/total_variance/mean"] = [total]
             values[f"{layer}/total_variance/largest"] = [abs(total)]
-        results.append(Result(Run("population-variance", "sorted", seed, "digits"), values))
+        results.append(Result(Run("population-variance", "sorted", seed, DIGITS), values))
     return claim.conclude(results).verdict
 
 

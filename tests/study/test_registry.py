@@ -1,10 +1,14 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from batchnorm.study import Claim, StudyError, registered, select
+from batchnorm.study import Claim, StudyError, registered, registry, select
+from batchnorm.study.claim import TIERS
+from batchnorm.study.explanation import Explanation
+from study.helpers import DIGITS
 
 
 def test_claims_are_found_and_chosen_by_name() -> None:
@@ -13,24 +17,45 @@ def test_claims_are_found_and_chosen_by_name() -> None:
         "population-variance",
         "convergence",
     ]
-    assert select([]) == list(registered().values())
 
 
 def test_an_unknown_claim_lists_those_that_are_known() -> None:
-    with pytest.raises(StudyError, match=r"unknown claim: nope\. Known claims: convergence, gradient-explosion"):
+    with pytest.raises(StudyError, match=r"unknown claim: nope\. Known claims: convergence, dropout-shift"):
         select(["convergence", "nope"])
 
 
 @pytest.mark.parametrize("claim", registered().values(), ids=registered().keys())
 def test_a_claim_declares_itself_and_crosses_processes(claim: Claim) -> None:
-    assert all((claim.about.statement, claim.about.source, claim.about.metric, claim.about.direction))
+    about = claim.about
+    assert all((about.statement, about.source, about.metric, about.direction, about.control, about.budget > 0))
+    assert about.tier in TIERS
     for verdict in ("Reproduced", "Not reproduced", "inconclusive"):
         assert verdict in claim.about.pass_rule
     assert pickle.loads(pickle.dumps(claim)) == claim
-    plan = claim.plan(range(5), "digits")
+    removed = claim.without_effect()
+    assert type(removed) is type(claim)
+    assert removed != claim
+    assert removed.without_effect() == removed
+    plan = claim.plan(range(5), DIGITS if claim.smallest else None)
     assert len(set(plan)) == len(plan)
     assert {run.seed for run in plan} == set(range(5))
-    assert {run.claim for run in plan} == {claim.about.id}
+    assert {run.claim for run in plan} == {about.id}
+    assert {run.data for run in plan} == {DIGITS if claim.smallest else None}
+
+
+def test_a_tier_holds_the_claims_of_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = list(registered().values())
+    assert select([], "full") == everything
+    assert select([]) == select([], "quick") == [claim for claim in everything if claim.about.tier == "quick"]
+    costly = type("Costly", (type(everything[0]),), {"about": replace(everything[0].about, tier="standard")})()
+    monkeypatch.setattr(registry, "registered", lambda: {"costly": costly})
+    assert select([], "quick") == []
+    assert select([], "standard") == select([], "full") == select(["costly"], "quick") == [costly]
+
+
+def test_the_quick_tier_keeps_to_six_minutes_on_two_cores() -> None:
+    # By the declared budgets; what they really took is on the page of every study.
+    assert sum(claim.budget for claim in select([])) + Explanation().budget <= 2 * 6 * 60
 
 
 def test_the_library_does_not_import_the_study_or_its_tools() -> None:

@@ -4,15 +4,17 @@ from torch import nn
 
 from batchnorm import BatchNorm2d
 from batchnorm.study.data import split
-from batchnorm.study.training import Recipe, accuracy, convolutional, train
+from batchnorm.study.networks import convolutional
+from batchnorm.study.training import Recipe, accuracy, train
+from study.helpers import DIGITS
 
 LAYERS = ((4, 2), (8, 1))
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 def test_both_arms_start_from_the_same_weights(activation: str) -> None:
-    plain = convolutional(LAYERS, activation=activation, norm=False, classes=10, seed=5)
-    normed = convolutional(LAYERS, activation=activation, norm=True, classes=10, seed=5)
+    plain = convolutional(LAYERS, activation=activation, norm="none", channels=1, classes=10, seed=5)
+    normed = convolutional(LAYERS, activation=activation, norm="before", channels=1, classes=10, seed=5)
     assert sum(isinstance(module, BatchNorm2d) for module in normed) == 2
     own = [p for module in normed if not isinstance(module, BatchNorm2d) for p in module.parameters()]
     for ours, theirs in zip(own, plain.parameters(), strict=True):
@@ -20,11 +22,11 @@ def test_both_arms_start_from_the_same_weights(activation: str) -> None:
 
 
 def test_training_is_bitwise_the_same_again_and_learns() -> None:
-    parts = split("digits", 0)
+    parts = split(DIGITS, 0)
     histories = []
     for noise in (1, 2):
         torch.manual_seed(noise)  # the global generator must not matter
-        model = convolutional(LAYERS, activation="relu", norm=True, classes=10, seed=0)
+        model = convolutional(LAYERS, activation="relu", norm="before", channels=1, classes=10, seed=0)
         recipe = Recipe(0.05, steps=60, every=20)
         histories.append(train(model, parts, recipe, seed=0, report=lambda done, note: None))
     assert histories[0] == histories[1]
@@ -35,33 +37,35 @@ def test_training_is_bitwise_the_same_again_and_learns() -> None:
 def test_both_arms_see_the_same_batches() -> None:
     seen: dict[bool, list[float]] = {}
     for norm in (False, True):
-        model = convolutional(LAYERS, activation="relu", norm=norm, classes=10, seed=0)
+        model = convolutional(
+            LAYERS, activation="relu", norm="before" if norm else "none", channels=1, classes=10, seed=0
+        )
         sums: list[float] = []
         model.register_forward_pre_hook(
             lambda module, inputs, sums=sums: sums.append(float(inputs[0].sum())) if module.training else None
         )
-        train(model, split("digits", 0), Recipe(0.01, steps=25, every=25), seed=0, report=lambda done, note: None)
+        train(model, split(DIGITS, 0), Recipe(0.01, steps=25, every=25), seed=0, report=lambda done, note: None)
         seen[norm] = sums
     assert len(seen[True]) == 25
     assert seen[False] == seen[True]
 
 
 def test_a_run_that_diverges_says_so_and_counts_as_zero() -> None:
-    model = convolutional(LAYERS, activation="relu", norm=False, classes=10, seed=0)
+    model = convolutional(LAYERS, activation="relu", norm="none", channels=1, classes=10, seed=0)
     recipe = Recipe(1e20, steps=20, every=10)
-    history = train(model, split("digits", 0), recipe, seed=0, report=lambda done, note: None)
+    history = train(model, split(DIGITS, 0), recipe, seed=0, report=lambda done, note: None)
     assert history.diverged
     assert history.validation[-1] == 0.0
 
 
 def test_the_test_split_is_used_once_with_the_best_weights() -> None:
-    parts = split("digits", 0)
+    parts = split(DIGITS, 0)
     uses = 0
 
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = convolutional(LAYERS, activation="relu", norm=True, classes=10, seed=0)
+            self.inner = convolutional(LAYERS, activation="relu", norm="before", channels=1, classes=10, seed=0)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             nonlocal uses
@@ -73,8 +77,8 @@ def test_the_test_split_is_used_once_with_the_best_weights() -> None:
 
 
 def test_training_ends_with_the_weights_that_were_best_on_validation() -> None:
-    parts = split("digits", 0)
-    model = convolutional(LAYERS, activation="relu", norm=False, classes=10, seed=0)
+    parts = split(DIGITS, 0)
+    model = convolutional(LAYERS, activation="relu", norm="none", channels=1, classes=10, seed=0)
     history = train(model, parts, Recipe(0.3, steps=60, every=5), seed=0, report=lambda done, note: None)
     assert history.validation[-1] < max(history.validation)  # or the last weights would pass for the best
     assert accuracy(model, *parts.validation) == max(history.validation)

@@ -10,33 +10,45 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from ..study import Claim, Outcome, Progress, Run
+from ..study import Claim, Outcome, Plan, Progress, Run
+from ..study.engine import MINIMUM_SEEDS
+from ..study.environment import Environment
 
 __all__ = ["show_list", "show_plan", "show_verdicts", "showing"]
 
 
 def show_list(claims: Sequence[Claim]) -> None:
-    """One row a claim: id, title, budget, source."""
-    rows = [
-        (claim.about.id, claim.about.title, f"about {claim.about.budget:.0f} core-seconds", claim.about.source)
-        for claim in claims
-    ]
+    """One row a claim: id, tier, budget, title, source."""
+    _rows(
+        [
+            (about.id, about.tier, f"about {about.budget:.0f} core-seconds", about.title, about.source)
+            for about in (claim.about for claim in claims)
+        ]
+    )
+
+
+def show_plan(plan: Plan, data: str, workers: int) -> None:
+    """What is going to run, on what, at which cost, and what is kept from an earlier start."""
+    rows = []
+    for experiment in plan.experiments:
+        runs, kept = plan.counts(experiment)
+        reused = f"{kept} kept" if kept else ""
+        rows.append((experiment.id, f"{runs} runs", reused, f"about {plan.seconds_left(experiment):.0f} core-seconds"))
     _rows(rows)
-
-
-def show_plan(claims: Sequence[Claim], seeds: Sequence[int], data: str, workers: int) -> None:
-    """What is going to run, on what, and for about how long."""
-    seconds = sum(claim.about.budget for claim in claims) * len(seeds) / 5 / workers
-    print(f"claims: {', '.join(claim.about.id for claim in claims)}")
     print(f"data: {data}")
-    print(f"{len(seeds)} seeds, {workers} worker processes, about {max(seconds / 60, 0.1):.1f} minutes")
-    if len(seeds) < 5:
-        print("fewer than 5 seeds: every verdict will be inconclusive", flush=True)
+    if plan.kept:
+        print(f"{len(plan.kept)} of {len(plan.runs)} runs are kept from before, in {plan.store}")
+    minutes = sum(plan.seconds_left(experiment) for experiment in plan.experiments) / workers / 60
+    length = "nothing left to run" if len(plan.kept) == len(plan.runs) else f"about {max(minutes, 0.1):.1f} minutes"
+    print(f"{len(plan.seeds)} seeds, {workers} worker processes, {length} (budgets are for MNIST-5k)", flush=True)
+    if len(plan.seeds) < MINIMUM_SEEDS:
+        print(f"fewer than {MINIMUM_SEEDS} seeds: every verdict will be inconclusive", flush=True)
 
 
-def show_verdicts(outcomes: Sequence[Outcome], page: Path, seconds: float) -> None:
+def show_verdicts(outcomes: Sequence[Outcome], page: Path, environment: Environment) -> None:
     """The page's path and one row a verdict: the last lines of a study."""
-    print(f"\n{sum(len(outcome.results) for outcome in outcomes)} runs in {seconds:.0f} s")
+    kept = f", {environment.kept} of them kept from before" if environment.kept else ""
+    print(f"\n{environment.runs} runs in {environment.seconds:.0f} s{kept}")
     print(f"page: {page}\n")
     header = ("claim", "verdict", "effect", "of what")
     _rows(

@@ -1,9 +1,27 @@
-"""The HTML page that the commands share: charts, tables and text in one self-contained file.
+"""The HTML page that the commands share: charts, formulas, tables and text in one self-contained file.
 
-Only :func:`render` needs plotly (for its bundled JavaScript); describing a chart does not.
+Only :func:`render` needs plotly (for its bundled JavaScript) and latex2mathml; describing a page does not.
 """
 
-from .chart import Chart, Curves, Intervals, Row, Series
-from .page import Section, Table, render
+from .block import Block, Code, Formula, Heading, Link, Section, Table
+from .chart import Chart, Contours, Curves, Figure, Intervals, Panels, Row, Series
+from .page import render
 
-__all__ = ["Chart", "Curves", "Intervals", "Row", "Section", "Series", "Table", "render"]
+__all__ = [
+    "Block",
+    "Chart",
+    "Code",
+    "Contours",
+    "Curves",
+    "Figure",
+    "Formula",
+    "Heading",
+    "Intervals",
+    "Link",
+    "Panels",
+    "Row",
+    "Section",
+    "Series",
+    "Table",
+    "render",
+]

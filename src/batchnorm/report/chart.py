@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["Chart", "Curves", "Intervals", "Row", "Series"]
+__all__ = ["Chart", "Contours", "Curves", "Figure", "Intervals", "Panels", "Row", "Series"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Series:
     """One line of a chart, with its name written at its right end.
 
     Args:
-        label: What the line is, in a few words.
+        label: What the line is, in a few words; nothing is written where it is empty.
         x: Horizontal positions.
         y: Vertical positions; NaN leaves a gap.
         color: Index into the page's colour-blind-safe palette (0 is the neutral grey of a baseline).
@@ -26,6 +26,9 @@ class Series:
         high: Upper edge of that band.
         dash: A stroke that tells the line apart without colour: "solid", "dash" or "dot".
         markers: Whether the points themselves are drawn.
+        line: Whether they are joined by a line; without, the points alone are drawn.
+        shape: "linear", or "step" for a histogram: each y holds from its x to the next.
+        fill: Whether the area down to 0 is tinted.
     """
 
     label: str
@@ -36,6 +39,9 @@ class Series:
     high: Sequence[float] | None = None
     dash: str = "solid"
     markers: bool = False
+    line: bool = True
+    shape: str = "linear"
+    fill: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class Curves:
         log_x: Whether the horizontal axis is logarithmic.
         log_y: Whether the vertical axis is logarithmic.
         y_range: Lowest and highest value shown; None fits the data.
+        x_range: Leftmost and rightmost value shown; None fits the data.
         x_ticks: Positions labelled on the horizontal axis; None leaves it to the plot.
         note: What the bands and marks are.
     """
@@ -61,6 +68,7 @@ class Curves:
     log_x: bool = False
     log_y: bool = False
     y_range: tuple[float, float] | None = None
+    x_range: tuple[float, float] | None = None
     x_ticks: Sequence[float] | None = None
     note: str = ""
 
@@ -99,4 +107,52 @@ class Intervals:
     note: str = ""
 
 
-Chart: TypeAlias = Curves | Intervals
+@dataclass(frozen=True)
+class Contours:
+    """A surface over a plane by lines of equal height, with paths on it.
+
+    Args:
+        title: What the reader should see in it, as a sentence.
+        x_label: Name and unit of the horizontal axis.
+        y_label: Name and unit of the vertical axis.
+        z_label: Name and unit of the height.
+        x: Horizontal positions, ascending.
+        y: Vertical positions, ascending.
+        z: Heights, a row a vertical position.
+        levels: Heights at which a line is drawn, ascending.
+        paths: Lines on the surface, such as the steps of a descent; markers are drawn at their points.
+        note: What the lines and marks are.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    z_label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    z: Sequence[Sequence[float]]
+    levels: Sequence[float]
+    paths: Sequence[Series] = ()
+    note: str = ""
+
+
+Chart: TypeAlias = Curves | Intervals | Contours
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Charts that are compared with each other: side by side, or one below the other where there is no room.
+
+    Args:
+        title: What the reader should see in them, as a sentence.
+        charts: The charts; each has its own title, which says what is different about it.
+        note: What is said once for all of them.
+    """
+
+    title: str
+    charts: Sequence[Chart]
+    note: str = ""
+
+
+#: What a page shows as one figure.
+Figure: TypeAlias = Chart | Panels

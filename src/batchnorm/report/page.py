@@ -1,51 +1,28 @@
-"""One self-contained HTML page: text, tables and charts, and nothing that is fetched from elsewhere.
+"""One self-contained HTML page: text, formulas, tables and charts, and nothing that is fetched from elsewhere.
 
 Light and dark follow the reader's system, print is always light, and a telephone never scrolls sideways. All
-text is escaped; the only markup is made here.
+text is escaped; the only markup is made here and in :mod:`batchnorm.report.formula`, which checks what it gives.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from html import escape
 from string import Template
 
-from .chart import Chart
-from .plot import figure
-from .shell import PAGE, SCRIPT, STYLE
+from .block import Block, Code, Formula, Heading, Link, Section, Table
+from .chart import Chart, Contours, Figure, Intervals, Panels
+from .formula import mathml
+from .plot import Drawing, alike, figure
+from .script import SCRIPT
+from .shell import PAGE
+from .style import STYLE
 
-__all__ = ["Section", "Table", "render"]
+__all__ = ["render"]
 
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text; ``tones`` colours a row's first cell: "good", "bad", "open" or nothing."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    tones: Sequence[str] = ()
-    links: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what stands under it.
-
-    Args:
-        title: The heading.
-        anchor: Its name in the page's address.
-        badge: A word beside the heading, such as a verdict.
-        tone: The badge's colour: "good", "bad", "open" or nothing.
-        blocks: Paragraphs (text), pairs of a term and its explanation, tables and charts, in order.
-    """
-
-    title: str
-    anchor: str = ""
-    badge: str = ""
-    tone: str = ""
-    blocks: Sequence[str | tuple[str, str] | Table | Chart] = field(default_factory=tuple)
+# What a tone says without its colour, in the list of contents, where there is no room for the word.
+_SIGNS = {"good": "✓", "bad": "✗", "open": "?"}
 
 
 def render(title: str, lead: str, sections: Sequence[Section], *, footer: str = "") -> str:
@@ -54,19 +31,21 @@ def render(title: str, lead: str, sections: Sequence[Section], *, footer: str = 
     Args:
         title: The page's title.
         lead: A paragraph under it.
-        sections: What follows, in order.
+        sections: What follows, in order; those with an anchor are listed in the contents.
         footer: The last line.
 
     Raises:
         ModuleNotFoundError: If plotly, which brings the script that draws, is not installed.
+        ValueError: If a formula is none.
     """
     from plotly.offline import get_plotlyjs  # noqa: PLC0415 - only the page needs it, and it is large
 
-    charts: list[dict[str, object]] = []
+    charts: list[Drawing] = []
     body = "\n".join(_section(section, charts) for section in sections)
     return Template(PAGE).substitute(
         title=escape(title),
         lead=escape(lead),
+        contents=_contents(sections),
         body=body,
         footer=escape(footer),
         style=STYLE,
@@ -77,7 +56,19 @@ def render(title: str, lead: str, sections: Sequence[Section], *, footer: str = 
     )
 
 
-def _section(section: Section, charts: list[dict[str, object]]) -> str:
+def _contents(sections: Sequence[Section]) -> str:
+    rows = []
+    for section in sections:
+        if section.anchor:
+            sign = f'<i class="{escape(section.tone)}" aria-hidden="true">{_SIGNS.get(section.tone, "")}</i>'
+            rows.append(f'<li><a href="#{escape(section.anchor)}">{sign}<span>{escape(section.title)}</span></a></li>')
+    if not rows:
+        return ""
+    listing = f"<ol>{''.join(rows)}</ol>"
+    return f"<nav><details><summary><b>Contents</b><span></span></summary>{listing}</details></nav>"
+
+
+def _section(section: Section, charts: list[Drawing]) -> str:
     badge = f' <span class="badge {escape(section.tone)}">{escape(section.badge)}</span>' if section.badge else ""
     anchor = f' id="{escape(section.anchor)}"' if section.anchor else ""
     parts = [f"<section{anchor}>", f"<h2>{escape(section.title)}{badge}</h2>"]
@@ -86,15 +77,30 @@ def _section(section: Section, charts: list[dict[str, object]]) -> str:
         if isinstance(block, tuple) != open_list:
             open_list = not open_list
             parts.append("<dl>" if open_list else "</dl>")
-        if isinstance(block, tuple):
-            parts.append(f"<dt>{escape(block[0])}</dt><dd>{escape(block[1])}</dd>")
-        elif isinstance(block, str):
-            parts.append(f"<p>{escape(block)}</p>")
-        elif isinstance(block, Table):
-            parts.append(_table(block))
-        else:
-            parts.append(_chart(block, charts))
+        parts.append(_block(block, charts))
     return "\n".join([*parts, "</dl>" if open_list else "", "</section>"])
+
+
+def _block(block: Block, charts: list[Drawing]) -> str:
+    match block:
+        case str():
+            markup = f"<p>{escape(block)}</p>"
+        case (term, words):
+            markup = f"<dt>{escape(term)}</dt><dd>{escape(words)}</dd>"
+        case Heading():
+            anchor = f' id="{escape(block.anchor)}"' if block.anchor else ""
+            markup = f"<h3{anchor}>{escape(block.text)}</h3>"
+        case Link():
+            markup = f'<p class="back"><a href="#{escape(block.anchor)}">{escape(block.text)}</a></p>'
+        case Code():
+            markup = f"<pre><code>{escape(block.text)}</code></pre>"
+        case Formula():
+            markup = f'<div class="formula">{mathml(block.latex)}</div>'
+        case Table():
+            markup = _table(block)
+        case _:
+            markup = _figure(block, charts)
+    return markup
 
 
 def _table(table: Table) -> str:
@@ -103,25 +109,50 @@ def _table(table: Table) -> str:
     for number, row in enumerate(table.rows):
         tone = table.tones[number] if number < len(table.tones) else ""
         link = table.links[number] if number < len(table.links) else ""
-        cells = [
-            f'<td data-label="{escape(label)}"><span>{escape(cell)}</span></td>'
-            for label, cell in zip(table.header, row, strict=True)
-        ]
-        if link:
-            inner = f'<a href="#{escape(link)}">{escape(row[0])}</a>'
-            cells[0] = f'<td data-label="{escape(table.header[0])}"><span>{inner}</span></td>'
-        if tone:
-            inner = f'<span class="badge {escape(tone)}">{escape(row[1])}</span>'
-            cells[1] = f'<td data-label="{escape(table.header[1])}">{inner}</td>'
+        cells = []
+        for place, (label, cell) in enumerate(zip(table.header, row, strict=True)):
+            inner = escape(cell)
+            if link and place == 0:
+                inner = f'<a href="#{escape(link)}">{inner}</a>'
+            kind = f' class="badge {escape(tone)}"' if tone and place == 1 else ""
+            first = ' class="first"' if place == 0 else ""
+            cells.append(f'<td{first} data-label="{escape(label)}"><span{kind}>{inner}</span></td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _chart(chart: Chart, charts: list[dict[str, object]]) -> str:
+def _figure(shown: Figure, charts: list[Drawing]) -> str:
+    caption = f"<figcaption>{escape(shown.title)}</figcaption>"
+    if not isinstance(shown, Panels):
+        return f"<figure>{caption}{''.join(_chart(shown, figure(shown), charts))}</figure>"
+    drawings = alike([figure(chart) for chart in shown.charts])
+    panels = [
+        f'<div class="panel"><h4>{escape(chart.title)}</h4>{"".join(_chart(chart, drawing, charts))}</div>'
+        for chart, drawing in zip(shown.charts, drawings, strict=True)
+    ]
+    return f'<figure>{caption}<div class="panels">{"".join(panels)}</div>{_note(shown.note)}</figure>'
+
+
+def _chart(chart: Chart, drawing: Drawing, charts: list[Drawing]) -> tuple[str, ...]:
+    """The chart's place, the names of its axes around it, and its note: always four parts, so that panels align."""
     number = len(charts)
-    charts.append(figure(chart))
-    note = f'<p class="note">{escape(chart.note)}</p>' if chart.note else ""
-    return (
-        f'<figure><figcaption>{escape(chart.title)}</figcaption><div class="chart" id="chart-{number}" role="img" '
-        f'aria-label="{escape(chart.title)}"></div>{note}</figure>'
+    charts.append(drawing)
+    y_label = "" if isinstance(chart, Intervals) else chart.y_label
+    # A surface has a third axis, whose numbers stand on its lines.
+    note = f"Numbers on the lines: {chart.z_label}. {chart.note}" if isinstance(chart, Contours) else chart.note
+    # The height is stated: what is drawn only when it comes near must not move what is being read.
+    height = int(drawing["layout"]["height"])
+    place = (
+        f'<div class="chart" id="chart-{number}" role="img" aria-label="{escape(chart.title)}" '
+        f'style="height:{height}px"></div>'
     )
+    return (
+        f'<p class="axis y">{escape(y_label)}</p>',
+        place,
+        f'<p class="axis x">{escape(chart.x_label)}</p>',
+        _note(note) or '<p class="note"></p>',
+    )
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>' if text else ""

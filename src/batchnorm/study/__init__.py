@@ -1,7 +1,9 @@
 """The study: what batch normalization does, measured on data, claim by claim, with a verdict that can fail."""
 
-from .claim import Claim, Conclusion, Effect, Result, Run, StudyError, Verdict
-from .engine import Outcome, Progress, run_study
+from .claim import Claim, Conclusion, Effect, Result, Run, Verdict
+from .data import Source
+from .engine import Outcome, Plan, Progress, run_study
+from .error import StudyError
 from .registry import registered, select
 
 __all__ = [
@@ -9,9 +11,11 @@ __all__ = [
     "Conclusion",
     "Effect",
     "Outcome",
+    "Plan",
     "Progress",
     "Result",
     "Run",
+    "Source",
     "StudyError",
     "Verdict",
     "registered",

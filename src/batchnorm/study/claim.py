@@ -14,19 +14,20 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, TypeAlias
 
-from ..errors import BatchNormError
-from ..report.chart import Chart
+from ..report.chart import Figure
+from .data.source import Source
 from .statistics import Interval
 
 __all__ = [
+    "TIERS",
     "About",
     "Claim",
     "Conclusion",
     "Effect",
+    "Experiment",
     "Report",
     "Result",
     "Run",
-    "StudyError",
     "Value",
     "Verdict",
     "by_arm",
@@ -39,8 +40,8 @@ Value: TypeAlias = float | int | bool | str | list[float]
 Report: TypeAlias = Callable[[float, str], None]
 
 
-class StudyError(BatchNormError, RuntimeError):
-    """The study could not run: an unknown claim, missing data, a run that failed."""
+#: How much a study costs, from least to most; a tier holds the claims of those before it.
+TIERS = ("quick", "standard", "full")
 
 
 class Verdict(Enum):
@@ -51,7 +52,7 @@ class Verdict(Enum):
     INCONCLUSIVE = "inconclusive"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class About:
     """What a claim declares before anything runs.
 
@@ -59,15 +60,18 @@ class About:
         id: Its name on the command line.
         title: The claim in a line.
         statement: The claim in plain words.
-        formula: What is compared, as a formula.
+        formula: What is compared, as a formula in LaTeX.
         source: Paper and section.
         paper: The paper's own number and why it is not comparable with ours; None where none was checked.
         setup: What is run.
         metric: What is measured.
         direction: Which way it must go.
         pass_rule: When each verdict is given.
+        control: What :meth:`Claim.without_effect` takes away, so that the verdict must fail.
         budget: Seconds of one processor core for five seeds on the default data, roughly.
-        trained: Whether it trains on data (and so follows the choice of a data set).
+        tier: The cheapest tier that it is part of, one of :data:`TIERS`.
+        images: Whether it runs on the images that ``--data`` chooses.
+        smallest: Training images that it needs at least, such as its batch size; 0 where ``images`` is False.
     """
 
     id: str
@@ -80,18 +84,32 @@ class About:
     metric: str
     direction: str
     pass_rule: str
+    control: str
     budget: float
-    trained: bool = True
+    tier: str = "quick"
+    images: bool = True
+    smallest: int = 0
 
 
 @dataclass(frozen=True)
 class Run:
-    """One unit of work: an arm of a claim at one seed. Equal runs give equal results, in any process."""
+    """One unit of work: an arm of an experiment at one seed. Equal runs give equal results, in any process."""
 
     claim: str
     arm: str
     seed: int
-    data: str
+    data: Source | None
+
+    @property
+    def source(self) -> Source:
+        """Where its images come from.
+
+        Raises:
+            TypeError: If its experiment declares that it uses none.
+        """
+        if self.data is None:
+            raise TypeError(f"{self}: it has no images; its experiment declares none")
+        return self.data
 
     def __str__(self) -> str:
         """The run as a person names it."""
@@ -168,35 +186,75 @@ class Conclusion:
         effects: The effects; the first is the one that decided.
         charts: Pictures of the results.
         findings: What else the results show or do not show, a sentence each.
+        headline: A picture for the summary at the top of the page: training with batch norm and without.
     """
 
     verdict: Verdict
     reason: str
     effects: Sequence[Effect]
-    charts: Sequence[Chart] = field(default_factory=tuple)
+    charts: Sequence[Figure] = field(default_factory=tuple)
     findings: Sequence[str] = field(default_factory=tuple)
+    headline: Figure | None = None
 
 
-class Claim(ABC):
-    """A claim that the study can reproduce or refute.
+class Experiment(ABC):
+    """Work of a study as independent runs.
 
-    Subclasses are frozen dataclasses whose fields are the settings, so that a test can run a smaller one or one
-    with the effect removed, and so that an instance can be sent to another process.
+    Subclasses are frozen dataclasses whose fields are the settings, so that a test can run a smaller one, that an
+    instance can be sent to another process, and that a kept result can be told from one of other settings.
     """
 
-    about: ClassVar[About]
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """Its name, unique in a study."""
+
+    @property
+    @abstractmethod
+    def budget(self) -> float:
+        """Seconds of one processor core for five seeds on the default data, roughly."""
+
+    @property
+    @abstractmethod
+    def smallest(self) -> int:
+        """Training images that it needs at least; 0 where it uses none."""
 
     @abstractmethod
-    def plan(self, seeds: Sequence[int], data: str) -> list[Run]:
+    def plan(self, seeds: Sequence[int], data: Source | None) -> list[Run]:
         """All runs, independent of each other."""
 
     @abstractmethod
     def execute(self, run: Run, report: Report) -> dict[str, Value]:
         """Does one run of the plan. Deterministic: the run decides everything that is random."""
 
+
+class Claim(Experiment):
+    """A claim that the study can reproduce or refute."""
+
+    about: ClassVar[About]
+
+    @property
+    def id(self) -> str:
+        """Its name on the command line."""
+        return self.about.id
+
+    @property
+    def budget(self) -> float:
+        """As declared."""
+        return self.about.budget
+
+    @property
+    def smallest(self) -> int:
+        """As declared."""
+        return self.about.smallest
+
     @abstractmethod
     def conclude(self, results: Sequence[Result]) -> Conclusion:
         """Gives the verdict. Pure: it depends on the results and on nothing else."""
+
+    @abstractmethod
+    def without_effect(self) -> Claim:
+        """The same claim with the effect taken away, as ``about.control`` says: it must not be reproduced."""
 
 
 def by_arm(results: Sequence[Result]) -> dict[str, dict[int, Result]]:

@@ -28,16 +28,39 @@ class Environment:
     seeds: list[int]
     data: str
     seconds: float
+    runs: int = 0
+    kept: int = 0
+    control: bool = False
 
     @classmethod
-    def now(cls, *, seeds: list[int], data: str, workers: int, seconds: float) -> Environment:
-        """Describes this process and machine."""
+    def now(
+        cls,
+        *,
+        seeds: list[int],
+        data: str,
+        workers: int,
+        seconds: float,
+        runs: int = 0,
+        kept: int = 0,
+        control: bool = False,
+    ) -> Environment:
+        """Describes this process and machine.
+
+        Args:
+            seeds: The study's seeds.
+            data: Its images, in words.
+            workers: Its processes.
+            seconds: How long this start of it took.
+            runs: Its runs.
+            kept: How many of them were kept from an earlier start.
+            control: Whether the effect was taken away from every claim.
+        """
         versions = {"batchnorm": __version__, "python": platform.python_version(), "torch": torch.__version__}
         versions["numpy"] = numpy.__version__
         tools = {"scipy": "scipy", "scikit-learn": "sklearn", "mlxtend": "mlxtend", "plotly": "plotly"}
         versions |= {name: version(name) for name, module in tools.items() if find_spec(module) is not None}
         date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        return cls(versions, _processor(), workers, date, seeds, data, seconds)
+        return cls(versions, _processor(), workers, date, seeds, data, seconds, runs, kept, control)
 
     def rows(self) -> list[tuple[str, str]]:
         """Pairs of a name and its value, for people."""
@@ -47,7 +70,7 @@ class Environment:
             ("data", self.data),
             ("seeds", ", ".join(map(str, self.seeds))),
             ("date", self.date),
-            ("wall time", f"{self.seconds:.0f} s"),
+            ("wall time", f"{self.seconds:.0f} s" + (f", {self.kept} of {self.runs} runs kept" if self.kept else "")),
         ]
 
     def as_json(self) -> dict[str, object]:

@@ -1,26 +1,72 @@
-"""What a study leaves behind: the page for people and the results as JSON beside it."""
+"""The page of a study, for people."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import shlex
+from collections.abc import Iterator, Sequence
 
-from ..report import Section, Table, render
-from .claim import Verdict
+from ..report import Block, Code, Formula, Heading, Link, Section, Table, render
+from .claim import Conclusion, Verdict
+from .data.source import Source
 from .engine import Outcome
 from .environment import Environment
 
-__all__ = ["page", "results", "write"]
+__all__ = ["page"]
 
 _TONES = {Verdict.REPRODUCED: "good", Verdict.NOT_REPRODUCED: "bad", Verdict.INCONCLUSIVE: "open"}
 
+_WHAT = (
+    "Batch normalization is a layer of a neural network. It takes each feature's values over the examples of a "
+    "batch, subtracts their mean and divides by their standard deviation. Then it scales and shifts them by two "
+    "numbers that the network learns."
+)
+_VERDICTS = (
+    "Papers claim much about what that does. Each claim here said before it ran what would count for it and what "
+    "against it. Reproduced: the measurements show what it says. Not reproduced: they show that it does not hold "
+    "here. Inconclusive: they do not decide."
+)
 
-def page(outcomes: Sequence[Outcome], environment: Environment) -> str:
-    """Gives the page: the verdicts first, then a section a claim, then what it ran on."""
-    verdicts = Table(
+
+def page(outcomes: Sequence[Outcome], environment: Environment, explanation: Section | None = None) -> str:
+    """Gives the page: a summary, the layer itself, a section a claim, and what it ran on.
+
+    Args:
+        outcomes: The claims with what came out, in the order of the page.
+        environment: What they ran on.
+        explanation: A section that shows what the layer does.
+
+    Raises:
+        ModuleNotFoundError: If what the page is made with is not installed.
+        ValueError: If a claim's formula is none.
+    """
+    sections = [Section("In a minute", "summary", blocks=tuple(_summary(outcomes, environment)))]
+    if explanation is not None:
+        sections.append(explanation)
+    sections += [_section(outcome) for outcome in outcomes]
+    sections.append(Section("What it ran on", "environment", blocks=tuple(_repeat(outcomes, environment))))
+    claims = _claims(len(outcomes))
+    title, lead = "What batch normalization does, measured", f"{claims} from the literature, each put to the test."
+    if environment.control:
+        title = "The same rules with the effect taken away"
+        lead = f"{claims} with the effect taken away, as each section says. Now none should be reproduced."
+    return render(
+        title,
+        lead,
+        sections,
+        footer=f"Made by batchnorm {environment.versions['batchnorm']} on {environment.date}.",
+    )
+
+
+def _claims(count: int) -> str:
+    return "One claim" if count == 1 else f"{count} claims"
+
+
+def _summary(outcomes: Sequence[Outcome], environment: Environment) -> Iterator[Block]:
+    yield _WHAT
+    yield _VERDICTS
+    yield _counts(outcomes)
+    yield Heading("The verdicts", "verdicts")
+    yield Table(
         ("claim", "verdict", "effect", "of what"),
         [
             (
@@ -34,107 +80,89 @@ def page(outcomes: Sequence[Outcome], environment: Environment) -> str:
         [_TONES[outcome.conclusion.verdict] for outcome in outcomes],
         [outcome.claim.about.id for outcome in outcomes],
     )
-    rule = (
-        f"Every effect is a mean over {len(environment.seeds)} seeds, paired by seed where two arms are compared, "
-        "with its 95% interval (Student's t). A "
-        "verdict follows a rule that each claim declares before it runs; reproduced, not reproduced and "
-        "inconclusive can all come out."
+    seeds = len(environment.seeds)
+    yield (f"An effect is a mean over {seeds} seeds" if seeds != 1 else "An effect is that of one seed") + (
+        ", paired by seed where two networks are compared: the two then share their data, their first weights and "
+        "the order of their batches. Its 95% interval (Student's t) says how far it may lie from the mean over "
+        "very many seeds."
     )
-    sections = [Section("Verdicts", "verdicts", blocks=(verdicts, rule))]
-    sections += [_section(outcome) for outcome in outcomes]
-    sections.append(Section("What it ran on", "environment", blocks=tuple(environment.rows())))
-    return render(
-        "What batch normalization does, measured",
-        f"{len(outcomes)} claims from the literature, tested on {environment.data}.",
-        sections,
-        footer=f"Made by batchnorm {environment.versions['batchnorm']} on {environment.date}.",
-    )
+    pictures = (outcome.conclusion.headline for outcome in outcomes)
+    headline = next((picture for picture in pictures if picture is not None), None)
+    if headline is not None:
+        yield Heading("With and without, in one picture")
+        yield headline
+
+
+def _counts(outcomes: Sequence[Outcome]) -> str:
+    verdicts = [outcome.conclusion.verdict for outcome in outcomes]
+    found = [f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict if verdict in verdicts]
+    listed = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}" if found else "none ran"
+    return f"Of {_claims(len(outcomes)).lower()}: {listed}."
 
 
 def _section(outcome: Outcome) -> Section:
     about, conclusion = outcome.claim.about, outcome.conclusion
-    effects = Table(
-        ("effect", "estimate and 95% interval", "note"),
-        [(effect.name, str(effect), effect.note) for effect in conclusion.effects],
+    seconds = sum(run.seconds for run in outcome.results)
+    blocks: list[Block] = [
+        about.statement,
+        Formula(about.formula),
+        Heading("What was run"),
+        about.setup,
+        ("measured", about.metric),
+        ("expected", about.direction),
+        Heading("What came out"),
+        *conclusion.charts,
+        _effects(conclusion),
+        *conclusion.findings,
+        Heading(f"The verdict: {conclusion.verdict.value}"),
+        conclusion.reason,
+        Heading("How it could have come out otherwise"),
+        f"The rule was written down before anything ran. {about.pass_rule}",
+        f"The check that the rule can fail is to take the effect away: {_lowered(about.control)}",
+        Heading("The paper's number"),
+        about.paper or "No number of the paper was checked, so none is shown.",
+        ("source", about.source),
+        ("cost here", f"{len(outcome.results)} runs, {seconds:.0f} s of one processor core"),
+        Link("↑ Back to the verdicts", "verdicts"),
+    ]
+    return Section(about.title, about.id, conclusion.verdict.value, _TONES[conclusion.verdict], blocks)
+
+
+def _effects(conclusion: Conclusion) -> Table:
+    rows = [(effect.name, str(effect), effect.note) for effect in conclusion.effects]
+    if any(note for _, _, note in rows):
+        return Table(("effect", "estimate", "note"), rows)
+    return Table(("effect", "estimate"), [row[:2] for row in rows])
+
+
+def _lowered(sentence: str) -> str:
+    """A sentence as it stands after a colon: an acronym keeps its capitals."""
+    return sentence if sentence[1:2].isupper() else sentence[:1].lower() + sentence[1:]
+
+
+def _options(source: Source) -> list[str]:
+    usual = Source(source.spec)
+    options = [f"--data {shlex.quote(source.spec)}"]
+    if source.image_size != usual.image_size:
+        options.append(f"--image-size {source.image_size}")
+    if source.samples != usual.samples:
+        options.append(f"--samples {source.samples}")
+    return options
+
+
+def _repeat(outcomes: Sequence[Outcome], environment: Environment) -> Iterator[Block]:
+    yield from environment.rows()
+    sources = {result.run.data for outcome in outcomes for result in outcome.results if result.run.data is not None}
+    command = ["python -m batchnorm study", *(outcome.claim.about.id for outcome in outcomes)]
+    command.append(f"--seeds {len(environment.seeds)}")
+    if len(sources) == 1:
+        command += _options(sources.pop())
+    if environment.control:
+        command.append("--control")
+    yield Heading("How to repeat it")
+    yield Code(" ".join(command))
+    yield (
+        "The same versions on the same kind of processor give the same numbers. Every number behind this page is in "
+        "results.json beside it."
     )
-    no_number = "No number of the paper was checked, so none is shown."
-    return Section(
-        about.title,
-        about.id,
-        conclusion.verdict.value,
-        _TONES[conclusion.verdict],
-        (
-            about.statement,
-            conclusion.reason,
-            *conclusion.charts,
-            effects,
-            *conclusion.findings,
-            ("formula", about.formula),
-            ("what was run", about.setup),
-            ("metric", about.metric),
-            ("direction", about.direction),
-            ("pass rule, and how it could have come out otherwise", about.pass_rule),
-            ("the paper's number", about.paper or no_number),
-            ("source", about.source),
-            ("cost", f"{len(outcome.results)} runs, {sum(run.seconds for run in outcome.results):.0f} s of one core"),
-        ),
-    )
-
-
-def results(outcomes: Sequence[Outcome], environment: Environment) -> dict[str, Any]:
-    """Everything that was measured, as plain JSON values; what is not finite becomes null."""
-    claims = {}
-    for outcome in outcomes:
-        conclusion = outcome.conclusion
-        claims[outcome.claim.about.id] = {
-            "title": outcome.claim.about.title,
-            "pass_rule": outcome.claim.about.pass_rule,
-            "verdict": conclusion.verdict.value,
-            "reason": conclusion.reason,
-            "effects": [
-                {
-                    "name": effect.name,
-                    "estimate": effect.interval.estimate,
-                    "low": effect.interval.low,
-                    "high": effect.interval.high,
-                    "seeds": effect.interval.count,
-                    "unit": effect.unit,
-                    "note": effect.note,
-                }
-                for effect in conclusion.effects
-            ],
-            "runs": [
-                {
-                    "arm": result.run.arm,
-                    "seed": result.run.seed,
-                    "data": result.run.data,
-                    "seconds": round(result.seconds, 3),
-                    "values": dict(result.values),
-                }
-                for result in outcome.results
-            ],
-        }
-    plain = _plain({"environment": environment.as_json(), "claims": claims})
-    assert isinstance(plain, dict)
-    return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write(outcomes: Sequence[Outcome], environment: Environment, folder: Path) -> Path:
-    """Writes ``index.html`` and ``results.json`` into a folder, which is made, and gives the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results(outcomes, environment), indent=1, allow_nan=False, ensure_ascii=False)
-    target = folder / "index.html"
-    for path, content in ((folder / "results.json", text), (target, page(outcomes, environment))):
-        # Written aside and moved: an interrupted write leaves the former file whole.
-        aside = path.with_suffix(path.suffix + ".part")
-        aside.write_text(content, "utf-8")
-        aside.replace(path)
-    return target
+    yield Link("↑ Back to the verdicts", "verdicts")

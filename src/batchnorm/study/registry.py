@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from functools import cache
 
 from . import claims
-from .claim import Claim, StudyError
+from .claim import TIERS, Claim
+from .error import StudyError
 
 __all__ = ["registered", "select"]
 
@@ -32,8 +33,8 @@ def registered() -> dict[str, Claim]:
     return dict(sorted(found.items()))
 
 
-def select(names: Sequence[str]) -> list[Claim]:
-    """The claims of these names, each once, or all claims where no name is given.
+def select(names: Sequence[str], tier: str = TIERS[0]) -> list[Claim]:
+    """The claims of these names, each once and of any tier; where no name is given, those of a tier and below.
 
     Raises:
         StudyError: If a name is not known; the message lists those that are.
@@ -42,4 +43,6 @@ def select(names: Sequence[str]) -> list[Claim]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise StudyError(f"unknown claim: {', '.join(unknown)}. Known claims: {', '.join(known)}.")
-    return [known[name] for name in dict.fromkeys(names)] or list(known.values())
+    if names:
+        return [known[name] for name in dict.fromkeys(names)]
+    return [claim for claim in known.values() if TIERS.index(claim.about.tier) <= TIERS.index(tier)]

@@ -1,24 +1,22 @@
 """One small, honest training loop: deterministic per seed, equal in both arms but for what is compared.
 
-The seed decides initialisation and batch order, and nothing else draws random numbers: batch norm's parameters
-start as constants, so a network with it starts from the same convolution weights as one without.
+The seed decides the batch order; dropout, where a network has it, draws from torch's generator, which a run seeds.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .. import BatchNorm2d
 from .claim import Report
 from .data import Split
 
-__all__ = ["History", "Recipe", "accuracy", "convolutional", "train"]
+__all__ = ["History", "Recipe", "accuracy", "train"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +24,13 @@ class Recipe:
     """How a network is trained.
 
     Args:
-        learning_rate: Constant over the run.
+        learning_rate: At the first update.
         optimizer: "sgd" (momentum 0.9) or "adam".
         steps: Updates.
         batch_size: Images an update.
         every: Steps between two looks at the validation split.
+        decay: Whether the rate falls in a straight line to 0 at the end of the run; otherwise it is constant. What
+            is compared after a fixed number of steps then depends less on the noise of the last few.
     """
 
     learning_rate: float
@@ -38,6 +38,7 @@ class Recipe:
     steps: int = 500
     batch_size: int = 60
     every: int = 10
+    decay: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,40 +59,6 @@ class History:
     diverged: bool
 
 
-def convolutional(
-    layers: Sequence[tuple[int, int]], *, activation: str, norm: bool, classes: int, seed: int
-) -> nn.Sequential:
-    """A plain stack of 3×3 convolutions, each with its activation, then an average over space and a linear layer.
-
-    Args:
-        layers: Channels and stride of each convolution.
-        activation: "relu" (He's initialisation) or "sigmoid" (Glorot's).
-        norm: Whether batch norm stands between each convolution and its activation.
-        classes: Outputs.
-        seed: Decides the weights, which are the same with and without batch norm.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    parts: list[nn.Module] = []
-    channels = 1
-    for width, stride in layers:
-        # The bias stays in both arms: batch norm cancels it, and the arms differ in one thing only.
-        convolution = nn.Conv2d(channels, width, 3, stride, padding=1)
-        if activation == "relu":
-            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu", generator=generator)
-        else:
-            nn.init.xavier_normal_(convolution.weight, generator=generator)
-        nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
-        parts.append(convolution)
-        if norm:
-            parts.append(BatchNorm2d(width))
-        parts.append(nn.ReLU() if activation == "relu" else nn.Sigmoid())
-        channels = width
-    head = nn.Linear(channels, classes)
-    nn.init.xavier_normal_(head.weight, generator=generator)
-    nn.init.zeros_(head.bias)
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
-
-
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of images classified rightly in evaluation mode; the model's mode is kept."""
@@ -105,10 +72,19 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return right / len(labels)
 
 
-def train(model: nn.Module, split: Split, recipe: Recipe, *, seed: int, report: Report) -> History:
+def train(
+    model: nn.Module,
+    split: Split,
+    recipe: Recipe,
+    *,
+    seed: int,
+    report: Report,
+    watch: Callable[[int], None] = lambda step: None,
+) -> History:
     """Trains a model in place and looks at the validation split every few steps.
 
-    A run whose loss is not finite is not updated again; from there on its validation accuracy counts as 0.
+    A run whose loss is not finite is not updated again; from there on its validation accuracy counts as 0. At each
+    look ``watch`` is called with the step, to measure what the model holds; it leaves the model as it was.
     """
     images, labels = split.train
     rate = recipe.learning_rate
@@ -132,6 +108,9 @@ def train(model: nn.Module, split: Split, recipe: Recipe, *, seed: int, report: 
             loss = loss_of(model(images[chosen]), labels[chosen])
             diverged = not bool(torch.isfinite(loss))
         if not diverged:
+            if recipe.decay:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * (1 - (step - 1) / recipe.steps)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -140,6 +119,7 @@ def train(model: nn.Module, split: Split, recipe: Recipe, *, seed: int, report: 
             seen.append(0.0 if diverged else accuracy(model, *split.validation))
             if seen[-1] > best:
                 best, best_weights = seen[-1], copy.deepcopy(model.state_dict())
+            watch(step)
             report(step / recipe.steps, f"step {step}/{recipe.steps}, validation {100 * seen[-1]:.1f}%")
     model.load_state_dict(best_weights)
     return History(looks, seen, accuracy(model, *split.test), diverged)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
 from ...report.chart import Chart, Curves, Intervals, Row, Series
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
-from ..data import split
+from ..data import Source, split
+from ..networks import convolutional
 from ..statistics import Interval, interval, paired
-from ..training import Recipe, convolutional, train
+from ..training import Recipe, train
 
 __all__ = ["CLAIM", "Arm", "Convergence"]
 
@@ -86,7 +87,10 @@ class Convergence(Claim):
             "each at its best learning rate. What the paper also says, of larger learning rates and of sigmoids, is "
             "measured below and is no part of the verdict."
         ),
-        formula="ratio = steps with batch norm to the plain net's best validation accuracy / the plain net's own steps",
+        formula=(
+            r"\text{ratio} = \frac{\text{steps with batch norm to } A}{\text{steps of the plain net to } A}, \qquad "
+            r"A = \text{the plain net's best validation accuracy}"
+        ),
         source="Ioffe & Szegedy 2015, Batch Normalization (arXiv 1502.03167), Section 4.2",
         paper=(
             "As reported in secondary sources: Inception needed 31.0 million steps to 72.2% on ImageNet; with "
@@ -114,8 +118,14 @@ class Convergence(Claim):
             "above 0.9. Otherwise, or if the plain net stays below 50% itself, inconclusive. A run that never "
             "gets there counts with its last step, which is too few, so it can never help to reproduce."
         ),
+        control="The arms named batch norm are built without it.",
         budget=360,
+        smallest=60,
     )
+
+    def without_effect(self) -> Convergence:
+        """No arm has batch norm."""
+        return replace(self, norm=False)
 
     def arms(self) -> dict[str, Arm]:
         """All arms by name."""
@@ -129,18 +139,19 @@ class Convergence(Claim):
         arms = [Arm(group, rate) for group, rates in groups.items() for rate in rates]
         return {arm.name: arm for arm in arms}
 
-    def plan(self, seeds: Sequence[int], data: str) -> list[Run]:
+    def plan(self, seeds: Sequence[int], data: Source | None) -> list[Run]:
         """One run an arm and seed."""
         return [Run(self.about.id, arm, seed, data) for seed in seeds for arm in self.arms()]
 
     def execute(self, run: Run, report: Report) -> dict[str, Value]:
         """Trains one network."""
         arm = self.arms()[run.arm]
-        parts = split(run.data, run.seed)
+        parts = split(run.source, run.seed)
         model = convolutional(
             self.layers,
             activation="sigmoid" if arm.group.endswith("sigmoid") else "relu",
-            norm=self.norm and arm.group.startswith("norm"),
+            norm="before" if self.norm and arm.group.startswith("norm") else "none",
+            channels=parts.channels,
             classes=parts.classes,
             seed=run.seed,
         )
@@ -201,7 +212,27 @@ class Convergence(Claim):
             f"({100 * min(target.values()):.1f} to {100 * max(target.values()):.1f}%), and got there in {reached} of "
             f"{len(seeds)} seeds; the plain net took {min(plain_steps):.0f} to {max(plain_steps):.0f} steps."
         )
-        return Conclusion(verdict, reason, effects, self._charts(runs, tuned, steps), self._findings(runs, tuned))
+        charts, findings = self._charts(runs, tuned, steps), self._findings(runs, tuned)
+        return Conclusion(verdict, reason, effects, charts, findings, self._headline(tuned, verdict))
+
+    def _headline(self, tuned: Mapping[str, Mapping[int, Result]], verdict: Verdict) -> Curves:
+        faster = verdict is Verdict.REPRODUCED
+        return Curves(
+            "The same network learns in fewer steps with batch norm"
+            if faster
+            else "The same network with and without batch norm",
+            "training steps",
+            "validation accuracy (%)",
+            [
+                _curve("without batch norm", tuned["plain"], 0, "solid"),
+                _curve("with batch norm", tuned["norm"], 1, "solid"),
+            ],
+            y_range=(0, 100),
+            note=(
+                "Each at the learning rate that was best for it on the validation images. Mean over seeds; the band "
+                "spans the lowest and the highest seed."
+            ),
+        )
 
     def _verdict(self, ratio: Interval, reached: int, worst_target: float, count: int) -> Verdict:
         if worst_target < self.floor:

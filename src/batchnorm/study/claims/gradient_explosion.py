@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from ... import BatchNorm1d
 from ...report.chart import Curves, Series
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..data import Source
 from ..statistics import Interval, interval, paired
 
 __all__ = ["CLAIM", "GradientExplosion", "predicted_growth"]
@@ -68,7 +69,10 @@ class GradientExplosion(Claim):
             "constant factor with every layer that it passes on its way back, whatever the weights' scale. "
             "Batch norm alone does not make arbitrarily deep networks trainable; skip connections do."
         ),
-        formula="‖∂L/∂z(ℓ)‖ ∝ growth^(L − ℓ),   growth → √(π/(π − 1)) ≈ 1.211 for a large batch",
+        formula=(
+            r"\left\lVert \frac{\partial \mathcal{L}}{\partial z^{(\ell)}} \right\rVert \propto g^{\,L - \ell}, \qquad "
+            r"g \to \sqrt{\frac{\pi}{\pi - 1}} \approx 1.211 \text{ for a large batch}"
+        ),
         source="Yang et al. 2019, A Mean Field Theory of Batch Normalization (arXiv 1902.08129), Theorems 7–9",
         paper=(
             "The theorem's numbers, for infinite width: 1.211 at infinite batch size, 1.234 at B = 32, 1.222 at "
@@ -89,17 +93,22 @@ class GradientExplosion(Claim):
             "the interval lies wholly outside that 1%, or the difference to the control lies wholly below 0. "
             "Otherwise inconclusive."
         ),
+        control="The arms named batch norm are built without it.",
         budget=30,
-        trained=False,
+        images=False,
     )
+
+    def without_effect(self) -> GradientExplosion:
+        """No arm has batch norm."""
+        return replace(self, norm=False)
 
     def _arms(self) -> dict[str, tuple[int, bool]]:
         arms = {f"batch norm, B = {batch}": (batch, self.norm) for batch in self.batch_sizes}
         return arms | {"without batch norm": (self.control_batch, False)}
 
-    def plan(self, seeds: Sequence[int], data: str) -> list[Run]:
+    def plan(self, seeds: Sequence[int], data: Source | None) -> list[Run]:
         """One run an arm and seed."""
-        return [Run(self.about.id, arm, seed, data) for seed in seeds for arm in self._arms()]
+        return [Run(self.about.id, arm, seed, None) for seed in seeds for arm in self._arms()]
 
     def execute(self, run: Run, report: Report) -> dict[str, Value]:
         """Builds one random network and gives the logarithm of the gradient's norm at every layer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ from ... import BatchNorm1d, BatchNorm2d
 from ...reference.population import average_of_batches, law_of_total_variance
 from ...report.chart import Curves, Series
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
-from ..data import split
+from ..data import Source, split
 from ..statistics import Interval, interval, paired
 from ..training import Recipe, train
 
@@ -26,11 +26,11 @@ _OverSeeds: TypeAlias = Callable[[Sequence[Result], str, str, int], list[float]]
 _MEAN_OF_BATCHES, _TOTAL = "algorithm_2", "total_variance"
 
 
-def _network(classes: int, seed: int) -> nn.Sequential:
+def _network(channels: int, classes: int, seed: int) -> nn.Sequential:
     """Two convolutions and a fully connected layer, each followed by batch norm."""
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2, padding=1),
+        nn.Conv2d(channels, 8, 3, stride=2, padding=1),
         BatchNorm2d(8),
         nn.ReLU(),
         nn.Conv2d(8, 16, 3, stride=2, padding=1),
@@ -114,7 +114,8 @@ class PopulationVariance(Claim):
             "any batch size. Adding the variance of the means (the law of total variance) puts it right."
         ),
         formula=(
-            "Algorithm 2: m/(m − 1)·E[σ_B²].   Law of total variance: E[σ_B²] + Var[μ_B] = E[μ_B² + σ_B²] − E[μ_B]²"
+            r"\text{Algorithm 2: } \frac{m}{m - 1}\,E[\sigma_B^2] \qquad \text{law of total variance: } "
+            r"E[\sigma_B^2] + \operatorname{Var}[\mu_B] = E[\mu_B^2 + \sigma_B^2] - E[\mu_B]^2"
         ),
         source=(
             "Ioffe & Szegedy 2015 (arXiv 1502.03167), Algorithm 2; Wu & Johnson 2021, Rethinking 'Batch' in "
@@ -136,17 +137,23 @@ class PopulationVariance(Claim):
             "size and seed. Not reproduced: Algorithm 2's interval lies above −1%, or the law of total variance "
             "is off by as much as Algorithm 2. Otherwise inconclusive."
         ),
+        control="Every batch is the same one, so that there is no variance between batches.",
         budget=20,
+        smallest=256,
     )
 
-    def plan(self, seeds: Sequence[int], data: str) -> list[Run]:
+    def without_effect(self) -> PopulationVariance:
+        """Every batch is the same."""
+        return replace(self, orders=("identical",))
+
+    def plan(self, seeds: Sequence[int], data: Source | None) -> list[Run]:
         """One run an order and seed."""
         return [Run(self.about.id, order, seed, data) for seed in seeds for order in self.orders]
 
     def execute(self, run: Run, report: Report) -> dict[str, Value]:
         """Trains, collects the inputs of the norms, and gives the errors by layer and batch size."""
-        parts = split(run.data, run.seed)
-        model = _network(parts.classes, run.seed)
+        parts = split(run.source, run.seed)
+        model = _network(parts.channels, parts.classes, run.seed)
         recipe = Recipe(0.05, steps=self.steps, every=self.steps)
         history = train(model, parts, recipe, seed=run.seed, report=lambda done, note: report(0.6 * done, note))
         largest = max(self.batch_sizes)

@@ -1,0 +1,105 @@
+"""Estimates with intervals, one a row."""
+
+from __future__ import annotations
+
+import math
+
+from ..chart import Intervals
+from .axes import Drawing, fit
+from .labels import LINE_HEIGHT, wrapped
+
+__all__ = ["intervals"]
+
+_ROW, _TOP, _BOTTOM = 30, 6, 34  # pixels
+_FOOT = 26  # pixels of the line that says what the reference is
+_REFERENCE_WIDTH = 22
+_WIDTH = 38  # characters of a row's name in a line, on a telephone
+
+
+def intervals(chart: Intervals) -> Drawing:
+    """Gives the figure of estimates beside a reference; the vertical axis counts pixels."""
+    values = [value for row in chart.rows for value in (row.low, row.high, row.estimate)]
+    axis = fit([*values, chart.reference], chart.log_x)
+    names = [f"{wrapped(row.label, _WIDTH)}: <b>{_written(row.estimate)}</b>" for row in chart.rows]
+    spaces = [_ROW + LINE_HEIGHT * (name.count("<br>") + 1) for name in names]
+    reference = wrapped(chart.reference_label, _REFERENCE_WIDTH)
+    height = sum(spaces) + _FOOT + LINE_HEIGHT * reference.count("<br>")
+    traces: list[Drawing] = []
+    annotations: list[Drawing] = []
+    top = height
+    for row, name, space in zip(chart.rows, names, spaces, strict=True):
+        # Each row's name stands above its interval: beside it, it would take half of a telephone's width.
+        annotations.append(
+            {
+                "x": 0,
+                "xref": "paper",
+                "y": top - 2,
+                "text": name,
+                "xanchor": "left",
+                "yanchor": "top",
+                "align": "left",
+                "showarrow": False,
+                "meta": {"color": -1},
+            }
+        )
+        top -= space
+        # An interval without end reaches the axis' end, and a row without a number has its name alone.
+        low, high, estimate = axis.hold(row.low), axis.hold(row.high), axis.hold(row.estimate)
+        if math.isnan(row.estimate):
+            continue
+        traces.append(
+            {
+                "type": "scatter",
+                "x": [estimate],
+                "y": [top + 16],
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [high - estimate if math.isfinite(high) else 0],
+                    "arrayminus": [estimate - low if math.isfinite(low) else 0],
+                    "thickness": 2.5,
+                    "width": 5,
+                },
+                "mode": "markers",
+                "marker": {"size": 10},
+                "meta": {"color": row.color},
+                "hovertemplate": f"{_written(row.estimate)} ({_written(row.low)} to {_written(row.high)})"
+                "<extra></extra>",
+            }
+        )
+    right = axis.share(chart.reference) > 0.55
+    annotations.append(
+        {
+            "x": axis.at(chart.reference),
+            "y": 3,
+            "text": reference,
+            "align": "right" if right else "left",
+            "xanchor": "right" if right else "left",
+            "yanchor": "bottom",
+            "xshift": -5 if right else 5,
+            "showarrow": False,
+            "meta": {"color": 0},
+        }
+    )
+    line = {
+        "type": "line",
+        "x0": chart.reference,
+        "x1": chart.reference,
+        "y0": 0,
+        "y1": height,
+        "layer": "below",
+        "line": {"dash": "dot", "width": 1.5},
+    }
+    layout = {
+        "height": round(height) + _TOP + _BOTTOM,
+        "margin": {"l": 14, "r": 14, "t": _TOP, "b": _BOTTOM},
+        "xaxis": axis.layout(),
+        "yaxis": {"visible": False, "range": [0, height], "fixedrange": True},
+        "annotations": annotations,
+        "shapes": [line],
+    }
+    return {"data": traces, "layout": layout}
+
+
+def _written(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−").replace("inf", "∞")

@@ -1,0 +1,128 @@
+"""What a study leaves in its folder: the page for people, the results as JSON and as tidy tables for machines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..report import Section
+from .engine import Outcome
+from .environment import Environment
+from .output import page
+from .store import write_whole
+
+__all__ = ["effects_table", "results", "runs_table", "write"]
+
+
+def results(outcomes: Sequence[Outcome], environment: Environment) -> dict[str, Any]:
+    """Everything that was measured, as plain JSON values; what is not finite becomes null."""
+    claims = {}
+    for outcome in outcomes:
+        about, conclusion = outcome.claim.about, outcome.conclusion
+        claims[about.id] = {
+            "title": about.title,
+            "source": about.source,
+            "metric": about.metric,
+            "pass_rule": about.pass_rule,
+            "settings": repr(outcome.claim),
+            "verdict": conclusion.verdict.value,
+            "reason": conclusion.reason,
+            "effects": [
+                {
+                    "name": effect.name,
+                    "estimate": effect.interval.estimate,
+                    "low": effect.interval.low,
+                    "high": effect.interval.high,
+                    "seeds": effect.interval.count,
+                    "unit": effect.unit,
+                    "note": effect.note,
+                }
+                for effect in conclusion.effects
+            ],
+            "findings": list(conclusion.findings),
+            "runs": [
+                {
+                    "arm": result.run.arm,
+                    "seed": result.run.seed,
+                    "data": None if result.run.data is None else str(result.run.data),
+                    "seconds": round(result.seconds, 3),
+                    "values": dict(result.values),
+                }
+                for result in outcome.results
+            ],
+        }
+    plain = _plain({"environment": environment.as_json(), "claims": claims})
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def runs_table(outcomes: Sequence[Outcome]) -> str:
+    """Every value of every run as tidy CSV: one value a row, numbered from 0 within a list.
+
+    Equal runs give equal rows: how long they took is in the JSON only.
+    """
+    header = ("claim", "arm", "seed", "data", "metric", "index", "value")
+
+    def rows() -> Iterator[tuple[object, ...]]:
+        for outcome in outcomes:
+            for result in outcome.results:
+                run = result.run
+                for metric, value in result.values.items():
+                    for index, item in enumerate(value if isinstance(value, list) else [value]):
+                        yield run.claim, run.arm, run.seed, run.data or "", metric, index, _cell(item)
+
+    return _csv(header, rows())
+
+
+def effects_table(outcomes: Sequence[Outcome]) -> str:
+    """Every effect as CSV: one effect a row, with its claim's verdict; the first of a claim decided."""
+    header = ("claim", "verdict", "effect", "estimate", "low", "high", "unit", "seeds", "decisive", "note")
+
+    def rows() -> Iterator[tuple[object, ...]]:
+        for outcome in outcomes:
+            for place, effect in enumerate(outcome.conclusion.effects):
+                span = effect.interval
+                numbers = (_cell(span.estimate), _cell(span.low), _cell(span.high))
+                names = (outcome.claim.about.id, outcome.conclusion.verdict.value, effect.name)
+                yield *names, *numbers, effect.unit, span.count, place == 0, effect.note
+
+    return _csv(header, rows())
+
+
+def _cell(value: object) -> object:
+    # repr keeps a float to its last bit; "nan" and "inf" are what readers of CSV know.
+    return repr(float(value)) if isinstance(value, float) else value
+
+
+def _csv(header: Sequence[str], rows: Iterator[tuple[object, ...]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write(
+    outcomes: Sequence[Outcome], environment: Environment, folder: Path, *, explanation: Section | None = None
+) -> Path:
+    """Writes ``index.html``, ``results.json``, ``runs.csv`` and ``effects.csv``; gives the page's path."""
+    text = json.dumps(results(outcomes, environment), indent=1, allow_nan=False, ensure_ascii=False)
+    write_whole(folder / "results.json", text)
+    write_whole(folder / "runs.csv", runs_table(outcomes))
+    write_whole(folder / "effects.csv", effects_table(outcomes))
+    target = folder / "index.html"
+    write_whole(target, page(outcomes, environment, explanation))
+    return target

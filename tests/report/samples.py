@@ -1,0 +1,57 @@
+"""A page with every kind of block and chart, whose texts try to be markup, and one with long names."""
+
+import math
+
+from batchnorm.report import (
+    Code,
+    Contours,
+    Curves,
+    Formula,
+    Heading,
+    Intervals,
+    Link,
+    Panels,
+    Row,
+    Section,
+    Series,
+    Table,
+    render,
+)
+
+EVIL = "</script><script>alert('x')</script><img src=http://evil.example/x>"
+LONG = "A name that goes on for much longer than any telephone is wide, withoutaplacetobreakitatallforalongwhile"
+FORMULA = r"\left\lVert \frac{\partial \mathcal{L}}{\partial z} \right\rVert \propto g^{L} \qquad " + r"a + " * 60 + "b"
+
+GRID = [float(place) for place in range(-5, 6)]
+
+
+def charts(name: str) -> list[Curves | Intervals | Contours]:
+    """One chart of every kind, and every kind of line."""
+    kinds = [
+        Series(name, [1, 2, 3], [1, math.nan, 3], 1, [0, 1, 2], [2, 3, 4]),
+        Series(name, [1, 2, 3], [3, 2.9, 3.01], 2, dash="dash", markers=True),
+        Series(name, [1, 2, 3], [0, 1, 3.02], 3, line=False),
+        Series("", [1, 3], [1, 1], 0, dash="dot"),
+        Series(name, [1, 2], [2, 2], 4),
+    ]
+    bars = [Series(name, [0, 1, 2], [1, 3, 0], 5, shape="step", fill=True)]
+    bars += [Series("other", [0, 1, 2], [1, 2.9, 0], 6, shape="step", fill=True)]
+    heights = [[x * x + 9 * y * y for x in GRID] for y in GRID]
+    descent = [Series(name, [-4, -2, -1], [4, -2, 1], 2), Series("two", [-4, 3], [4, 3], 3)]
+    return [
+        Curves(name, name, name, kinds, log_x=True, note=name),
+        Curves(name, name, name, bars),
+        Curves(name, name, name, [Series(name, [1, 2], [1e-7, 1e7], 1)], log_y=True, x_ticks=[1, 2]),
+        Intervals(name, name, [Row(name, 0.5, 0.4, 0.6), Row("b", 1, -math.inf, math.inf)], 1.0, name, log_x=True),
+        Contours(name, name, name, name, GRID, GRID, heights, [1, 4, 16, 64, 200], descent),
+    ]
+
+
+def page(name: str) -> str:
+    """A page that shows all there is, with one text everywhere."""
+    drawn = charts(name)
+    table = Table((name, "verdict", "long"), [(name, name, LONG)], ["good"], ["one"])
+    blocks = (name, (name, name), (name, name), name, Heading(name, "heading"), Formula(FORMULA), table, *drawn)
+    more = (Panels(name, [drawn[1], drawn[4]], note=name), Code(name), Link(name, "one"))
+    sections = [Section(name, "one", name, "good", blocks), Section(name, "two", name, "bad", more), Section(name)]
+    return render(name, name, sections, footer=name)

@@ -1,0 +1,68 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchnorm.study import Claim, fingerprint, registered
+from batchnorm.study.fingerprint import ingredients, sources
+from study.helpers import DIGITS
+
+CLAIM = registered()["population-variance"]
+
+
+@pytest.mark.parametrize("claim", registered().values(), ids=registered().keys())
+def test_the_code_that_a_run_executes_counts_and_pictures_do_not(claim: Claim) -> None:
+    found = set(sources(type(claim).__module__))
+    own = {name for name in found if ".study.claims." in name}
+    assert type(claim).__module__ in own
+    assert "batchnorm.study.claim" in found
+    assert not [name for name in found if name.startswith(("batchnorm.report", "batchnorm.cli"))]
+    assert "batchnorm.study.engine" not in found
+
+
+def test_what_is_imported_by_others_counts_too() -> None:
+    assert {
+        "batchnorm",
+        "batchnorm.nn.batchnorm",
+        "batchnorm.functional",
+        "batchnorm.ops.native",
+        "batchnorm.ops.eager",
+        "batchnorm.reference.population",
+        "batchnorm.study.data.split",
+        "batchnorm.study.data.bundled",
+        "batchnorm.study.training",
+    } <= set(sources("batchnorm.study.claims.population_variance"))
+
+
+def test_a_changed_file_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "their_claims"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "claim.py").write_text("def f():\n    from .helper import g\n    return g()\n")
+    (package / "helper.py").write_text("def g():\n    return 1\n")
+    (package / "unused.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    code = fingerprint._code.__wrapped__
+    first = code("their_claims.claim")
+    (package / "unused.py").write_text("x = 1\n")
+    assert code("their_claims.claim") == first
+    (package / "helper.py").write_text("def g():\n    return 2\n")  # imported inside a function
+    assert code("their_claims.claim") != first
+    sys.modules.pop("their_claims", None)
+
+
+def test_a_compiled_extension_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = tmp_path / "batchnorm"
+    root.mkdir()
+    (root / "kernels.so").write_bytes(b"\x7fELF")
+    monkeypatch.setattr(fingerprint, "_file", lambda name: root / "__init__.py" if name == "batchnorm" else None)
+    assert sources("batchnorm.study.claims.convergence") == {"kernels.so": root / "kernels.so"}
+
+
+def test_the_ingredients_of_a_run_tell_it_from_any_other() -> None:
+    run, other = CLAIM.plan([0], DIGITS)
+    wanted = ingredients(CLAIM, run)
+    assert ingredients(CLAIM, CLAIM.plan([0], DIGITS)[0]) == wanted
+    assert ingredients(CLAIM, other) != wanted
+    assert ingredients(CLAIM.without_effect(), run)["settings"] != wanted["settings"]
+    assert set(wanted["versions"]) == {"python", "torch", "numpy", "scipy", "scikit-learn", "processor"}  # type: ignore[call-overload]
