@@ -34,7 +34,6 @@ ABOUT = About(
     pass_rule="rule",
     control="nothing",
     budget=10,
-    images=False,
 )
 
 
@@ -144,7 +143,7 @@ def _session(leader: int) -> list[int]:
 class Hungry(Toy):
     """Uses images: at least so many for training."""
 
-    about: ClassVar[About] = About(**{**vars(ABOUT), "id": "hungry", "images": True, "smallest": 60})
+    about: ClassVar[About] = About(**{**vars(ABOUT), "id": "hungry", "smallest": 60})
 
     def execute(self, run: Run, report: Report) -> dict[str, Value]:
         return {"double": float(load(run.source).x.sum())}

@@ -70,8 +70,8 @@ class About:
         control: What :meth:`Claim.without_effect` takes away, so that the verdict must fail.
         budget: Seconds of one processor core for five seeds on the default data, roughly.
         tier: The cheapest tier that it is part of, one of :data:`TIERS`.
-        images: Whether it runs on the images that ``--data`` chooses.
-        smallest: Training images that it needs at least, such as its batch size; 0 where ``images`` is False.
+        smallest: Of the images that ``--data`` chooses, those for training that it needs at least, such as its batch
+            size; 0 where it uses none of them.
     """
 
     id: str
@@ -87,7 +87,6 @@ class About:
     control: str
     budget: float
     tier: str = "quick"
-    images: bool = True
     smallest: int = 0
 
 

@@ -113,7 +113,6 @@ class EpsPlacement(Claim):
         ),
         control="Both other forms are batch norm itself.",
         budget=1,
-        images=False,
     )
 
     def without_effect(self) -> EpsPlacement:

@@ -87,7 +87,6 @@ class ErrorSurface(Claim):
         ),
         control="The features are standardised in both arms.",
         budget=1,
-        images=False,
     )
 
     def without_effect(self) -> ErrorSurface:

@@ -95,7 +95,6 @@ class GradientExplosion(Claim):
         ),
         control="The arms named batch norm are built without it.",
         budget=30,
-        images=False,
     )
 
     def without_effect(self) -> GradientExplosion:

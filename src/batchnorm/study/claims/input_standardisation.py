@@ -93,7 +93,6 @@ class InputStandardisation(Claim):
         ),
         control="All three arms get standardised input, so that there is nothing to gain.",
         budget=20,
-        images=False,
     )
 
     def without_effect(self) -> InputStandardisation:
