@@ -24,7 +24,7 @@ class Tier(str, Enum):
 
 def study(
     claims: Annotated[
-        list[str] | None, typer.Argument(metavar="[CLAIM]...", help="Claims to run; those of the tier by default.")
+        list[str] | None, typer.Argument(metavar="CLAIM", help="Claims to run; those of the tier by default.")
     ] = None,
     tier: Annotated[Tier, typer.Option(help="Which claims run where none is named.")] = Tier.quick,
     out: Annotated[

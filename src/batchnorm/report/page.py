@@ -22,6 +22,7 @@ from .style import STYLE
 __all__ = ["render"]
 
 # What a tone says without its colour, in the list of contents, where there is no room for the word.
+_NAMES = 40  # pixels to the right of a plot from which on names stand there
 _SIGNS = {"good": "✓", "bad": "✗", "open": "?"}
 
 
@@ -130,7 +131,10 @@ def _figure(shown: Figure, charts: list[Drawing]) -> str:
         f'<div class="panel"><h4>{escape(chart.title)}</h4>{"".join(_chart(chart, drawing, charts))}</div>'
         for chart, drawing in zip(shown.charts, drawings, strict=True)
     ]
-    return f'<figure>{caption}<div class="panels">{"".join(panels)}</div>{_note(shown.note)}</figure>'
+    # Three fit in a row unless names stand to the right of their lines.
+    narrow = len(drawings) == 3 and all(drawing["layout"]["margin"]["r"] < _NAMES for drawing in drawings)
+    kind = "panels three" if narrow else "panels"
+    return f'<figure>{caption}<div class="{kind}">{"".join(panels)}</div>{_note(shown.note)}</figure>'
 
 
 def _chart(chart: Chart, drawing: Drawing, charts: list[Drawing]) -> tuple[str, ...]:

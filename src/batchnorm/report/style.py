@@ -55,6 +55,7 @@ figcaption { font-weight: 640; line-height: 1.4; margin-bottom: .5rem; text-wrap
 .note { max-width: none; color: var(--soft); font-size: .86rem; line-height: 1.45; margin: .5rem 0 .3rem; }
 .note:empty, .axis:empty { margin: 0; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: 1rem 1.4rem; }
+.panels.three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 13.5rem), 1fr)); gap: 1rem; }
 .panel { display: grid; grid-row: span 5; grid-template-rows: subgrid; gap: .25rem; min-width: 0; }
 .panel > h4 { font-size: .92rem; line-height: 1.4; font-weight: 600; margin: 0 0 .2rem; }
 .panel > * { grid-column: 1; min-width: 0; } .panel > .y { align-self: end; }
@@ -113,5 +114,6 @@ nav i { font-style: normal; font-weight: 700; text-align: center; }
   section { margin-top: 1.6rem; padding-top: 1.2rem; }
   figure { break-inside: avoid; background: none; border: 1px solid var(--line); padding: .6rem .7rem; }
   .panels { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .6rem .8rem; }
+  .panels.three { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   h1, h2, h3 { break-after: avoid; } tr, .formula, pre { break-inside: avoid; } p { orphans: 3; widows: 3; } }
 """

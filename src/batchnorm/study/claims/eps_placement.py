@@ -171,13 +171,15 @@ class EpsPlacement(Claim):
             verdict = Verdict.INCONCLUSIVE
         near = min(range(len(self.scales)), key=lambda place: abs(math.log(self.scales[place] ** 2 / self.eps)))
         effects = [
-            Effect("ε outside the root: difference, features as measured", raw["outside"].scaled(100), "%"),
-            Effect("last axis: difference, features as measured", raw["last"].scaled(100), "%"),
+            Effect(
+                "Difference to batch norm, ε outside the root, features as measured", raw["outside"].scaled(100), "%"
+            ),
+            Effect("Difference to batch norm, last axis, features as measured", raw["last"].scaled(100), "%"),
         ]
         for name, words in _PLACES.items():
             for place in (one, near):
                 spans = interval([run.numbers(name)[place] for run in results]).scaled(100)
-                effects.append(Effect(f"{words}: difference at scale {self.scales[place]:.2g}", spans, "%"))
+                effects.append(Effect(f"Difference to batch norm, {words}, scale {self.scales[place]:.2g}", spans, "%"))
         return Conclusion(
             verdict,
             f"On the features as measured the form with ε outside the root differs from batch norm by "

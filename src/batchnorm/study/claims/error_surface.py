@@ -153,10 +153,10 @@ class ErrorSurface(Claim):
             return interval([math.log(raw.number(name) / own.number(name)) for raw, own in pairs]).exponential()
 
         decisive = {
-            "two/steps": ("Two features: steps", self.fewer),
-            "two/detour": ("Two features: way over straight distance", 1.0),
-            "wine/condition": ("Wine table: condition number", self.large),
-            "wine/steps": ("Wine table: steps", self.large),
+            "two/steps": ("Steps of gradient descent, two features", self.fewer),
+            "two/detour": ("Way of gradient descent over straight distance, two features", 1.0),
+            "wine/condition": ("Condition number, whole wine table", self.large),
+            "wine/steps": ("Steps of gradient descent, whole wine table", self.large),
         }
         found = {name: ratio(name) for name in decisive}
         if any(found[name].high <= least for name, (_, least) in decisive.items()):
@@ -166,13 +166,16 @@ class ErrorSurface(Claim):
         else:
             verdict = Verdict.INCONCLUSIVE
         others = {
-            "two/condition": "Two features: condition number",
-            "breast cancer/condition": "Breast cancer table: condition number",
-            "breast cancer/steps": "Breast cancer table: steps",
+            "two/condition": "Condition number, two features",
+            "breast cancer/condition": "Condition number, whole breast cancer table",
+            "breast cancer/steps": "Steps of gradient descent, whole breast cancer table",
         }
-        effects = [Effect(f"{words}, ratio", found[name], "×", ratio=True) for name, (words, _) in decisive.items()]
+        effects = [
+            Effect(f"{words}: as measured over standardised", found[name], "×", ratio=True)
+            for name, (words, _) in decisive.items()
+        ]
         effects += [
-            Effect(f"{words}, ratio", ratio(name), "×", "not part of the verdict", ratio=True)
+            Effect(f"{words}: as measured over standardised", ratio(name), "×", "not part of the verdict", ratio=True)
             for name, words in others.items()
         ]
         middle = {arm: {name: _middle(runs, name) for name in (*decisive, *others)} for arm, runs in arms.items()}

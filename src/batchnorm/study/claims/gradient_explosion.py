@@ -157,14 +157,16 @@ class GradientExplosion(Claim):
         order = sorted(self.batch_sizes, key=lambda batch: (batch not in self.decisive, -batch))
         effects = [
             Effect(
-                f"growth a layer at B = {batch} (theorem: {predicted_growth(batch):.3f})",
+                f"Growth of the gradient a layer at B = {batch} (theorem: {predicted_growth(batch):.3f})",
                 growth[batch].exponential(),
                 note="" if batch in self.decisive else "not part of the verdict",
                 ratio=True,
             )
             for batch in order
         ]
-        effects.append(Effect("growth a layer without batch norm", interval(control).exponential(), ratio=True))
+        effects.append(
+            Effect("Growth of the gradient a layer without batch norm", interval(control).exponential(), ratio=True)
+        )
         found = ", ".join(
             f"{math.exp(growth[batch].estimate):.3f} at B = {batch} (theorem {predicted_growth(batch):.3f})"
             for batch in self.decisive

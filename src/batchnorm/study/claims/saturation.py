@@ -173,9 +173,13 @@ class Saturation(Claim):
         layers = self.depth - 2
         if case.factor:
             return Effect(
-                f"{case.name}: factor a layer", case.interval.scaled(1 / layers).exponential(), "×", word, True
+                f"Gradient's factor a layer: {case.name}",
+                case.interval.scaled(1 / layers).exponential(),
+                "×",
+                word,
+                True,
             )
-        name = f"{case.name}: how much nearer to 1 the factor a layer is with batch norm, in logarithms"
+        name = f"How much nearer to 1 batch norm brings the gradient's factor a layer (logarithm): {case.name}"
         return Effect(name, case.interval.scaled(1 / layers), note=word)
 
     def _findings(self, arms: dict[str, dict[int, Result]]) -> list[str]:

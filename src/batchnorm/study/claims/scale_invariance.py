@@ -200,12 +200,12 @@ class ScaleInvariance(Claim):
         slopes = {arm: [self._slope(run) for run in runs] for arm, runs in arms.items()}
         effects = [
             Effect(
-                "largest deviation of the three, ε = 1e-300",
+                "Largest relative deviation from the three identities (rounding: about 1), ε = 1e-300",
                 interval([value / _ROUNDING for value in largest[_NEGLIGIBLE]]),
                 "times 2⁻⁵²",
             ),
-            Effect("exponent of a in the weights' gradient, ε = 1e-300 (identity: −1)", interval(slopes[_NEGLIGIBLE])),
-            Effect("exponent of a in the weights' gradient without batch norm", interval(slopes[_PLAIN])),
+            Effect("Exponent of a in the weights' gradient, ε = 1e-300 (identity: −1)", interval(slopes[_NEGLIGIBLE])),
+            Effect("Exponent of a in the weights' gradient without batch norm", interval(slopes[_PLAIN])),
         ]
         single = {name: max(max(run.numbers(name)) for run in arms[_NEGLIGIBLE]) for name in _STATEMENTS}
         words = ", ".join(f"{_STATEMENTS[name]} {value:.1g}" for name, value in single.items())
