@@ -88,6 +88,6 @@ def test_what_is_compared_has_the_same_frame() -> None:
 def test_three_charts_stand_in_a_row_unless_names_take_their_room() -> None:
     bare = Curves("t", "x", "y", [Series("", [0, 1], [0, 1], 1)])
     named = Curves("t", "x", "y", [Series("with batch norm", [0, 1], [0, 1], 1)])
-    for charts, three in (([bare] * 3, True), ([bare, bare, named], False), ([bare] * 2, False)):
-        text = render("t", "l", [Section("s", blocks=(Panels("p", charts),))])
+    for panels, three in (([bare] * 3, True), ([bare, bare, named], False), ([bare] * 2, False)):
+        text = render("t", "l", [Section("s", blocks=(Panels("p", panels),))])
         assert ('<div class="panels three">' in text) is three

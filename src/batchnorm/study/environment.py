@@ -57,7 +57,7 @@ class Environment:
         """
         versions = {"batchnorm": __version__, "python": platform.python_version(), "torch": torch.__version__}
         versions["numpy"] = numpy.__version__
-        tools = {"scipy": "scipy", "scikit-learn": "sklearn", "mlxtend": "mlxtend", "plotly": "plotly"}
+        tools = {"scipy": "scipy", "scikit-learn": "sklearn", "mlxtend": "mlxtend", "pillow": "PIL", "plotly": "plotly"}
         versions |= {name: version(name) for name, module in tools.items() if find_spec(module) is not None}
         date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
         return cls(versions, _processor(), workers, date, seeds, data, seconds, runs, kept, control)
