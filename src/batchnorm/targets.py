@@ -44,7 +44,7 @@ def resolve(target: str) -> Any:
             mend = f"start it in the folder that holds {module_name.split('.')[0]}, or install that package"
             raise TargetError(f"{target}: there is no module {error.name}.", mend) from error
         raise TargetError(f"{target}: {module_name} imports {error.name}, which is not installed.") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = f"{target}: importing {module_name} raised {type(error).__name__}: {error}"
         raise TargetError(message) from error
     for part in name.split("."):

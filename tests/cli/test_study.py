@@ -50,6 +50,16 @@ def test_zero_is_refused(option: str) -> None:
     assert _run("study", option, "0").returncode == 2
 
 
+def test_an_option_that_could_have_no_effect_is_refused(tmp_path: Path) -> None:
+    done = _run("study", "eps-placement", "--data", "digits", "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--data: none of these claims uses images: eps-placement." in done.stderr
+    done = _run("study", "saturation", "--data", "digits", "--image-size", "16", "--out", str(tmp_path / "out"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--image-size: only the images of an image folder are resized" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_data_that_are_not_there_are_refused_before_anything_runs(tmp_path: Path) -> None:
     done = _run("study", "population-variance", "--data", "no-such-folder", "--out", str(tmp_path))
     assert done.returncode == 2

@@ -16,7 +16,7 @@ import torch
 from batchnorm.study import Claim, Conclusion, Effect, Progress, Result, Run, Source, StudyError, Verdict, run_study
 from batchnorm.study.claim import About, Report, Value
 from batchnorm.study.data import load
-from batchnorm.study.engine import prepare
+from batchnorm.study.engine import conclude, prepare
 from batchnorm.study.statistics import interval
 from batchnorm.study.store import Store
 from study.helpers import DIGITS
@@ -150,8 +150,7 @@ class Hungry(Toy):
 
 
 def _images(path: Path, count: int, value: int = 1) -> Source:
-    images = np.zeros((count, 4, 4))
-    images[0] = value
+    images = np.arange(count * 16).reshape(count, 4, 4) % 7 * value
     np.savez(path, x=images, y=np.arange(count) % 2)
     return Source(str(path))
 
@@ -221,6 +220,65 @@ def test_other_settings_or_other_data_are_run_anew(tmp_path: Path, monkeypatch: 
     assert len(prepare([Hungry()], [0], one, store=store).kept) == 2
     assert not prepare([Hungry()], [0], other, store=store).kept
     assert not prepare([Hungry()], [0], Source(one.spec, samples=99), store=store).kept
+
+
+class Nonsense(Toy):
+    def conclude(self, results: Sequence[Result]) -> Conclusion:
+        raise ValueError("nan, nan")
+
+
+def test_a_claim_that_cannot_be_judged_does_not_cost_the_others_their_page() -> None:
+    results = prepare([Confident()], range(5), DIGITS).execute(workers=1)
+    first, second = conclude([Nonsense(), Confident()], results, range(5))
+    assert first.conclusion.verdict is Verdict.INCONCLUSIVE
+    assert first.effect == ("none", "The results could not be judged: ValueError: nan, nan")
+    assert second.conclusion.verdict is Verdict.REPRODUCED
+
+
+def test_a_training_part_of_one_value_is_refused(tmp_path: Path) -> None:
+    images = np.zeros((100, 4, 4))
+    images[0] = 1
+    np.savez(tmp_path / "dull.npz", x=images, y=np.arange(100) % 2)
+    seeds = range(20)  # in some of them the one image that differs is not in the training part
+    with pytest.raises(StudyError, match=r"dull.npz: with seed \d+ every pixel of the training part is 0\. Mend: give"):
+        prepare([Hungry()], seeds, Source(str(tmp_path / "dull.npz")))
+
+
+class Dying(Toy):
+    def execute(self, run: Run, report: Report) -> dict[str, Value]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="sends SIGKILL")
+def test_a_worker_that_is_killed_is_no_fault_of_its_run() -> None:
+    with pytest.raises(StudyError, match=r"a worker process was ended from outside.*the same command goes on"):
+        run_study([Dying()], [0], DIGITS, workers=1)
+
+
+_THEIRS = """
+import sys
+from pathlib import Path
+from batchnorm.study import Source, run_study
+from batchnorm.study.store import Store
+from study.test_engine import Toy
+
+class Mine(Toy):
+    pass
+
+if __name__ == "__main__":
+    run_study([Mine()], [0], Source("digits"), workers=1, store=Store(Path(sys.argv[1])))
+"""
+
+
+def test_a_claim_in_a_script_of_the_user_is_run_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parents[1], *sys.path))))
+    script = tmp_path / "script.py"
+    for changed in ("", "# changed\n"):
+        script.write_text(changed + _THEIRS)
+        for _ in range(2):
+            subprocess.run([sys.executable, script, tmp_path / "runs"], check=True, timeout=120)
+    assert len(list((tmp_path / "runs").rglob("*.json"))) == 4  # two runs, for each of the two scripts
 
 
 _SCRIPT = """

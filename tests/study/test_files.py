@@ -53,6 +53,22 @@ def unpaired() -> list[np.ndarray]:
     return [X[0]]
 
 
+def dicts() -> list[dict[str, object]]:
+    return [{"image": X[0], "label": 0}]
+
+
+def two_datasets() -> tuple[TensorDataset, TensorDataset]:
+    return colour(), colour()
+
+
+def half() -> tuple[torch.Tensor, list[int]]:
+    return torch.from_numpy(X).to(torch.bfloat16), Y.tolist()
+
+
+def leaves() -> None:
+    raise SystemExit(0)
+
+
 def test_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "own.npz", x=X, y=np.array(["ape", "bee", "cat", "dog"])[Y])
     images = load(Source(str(tmp_path / "own.npz")))
@@ -77,28 +93,77 @@ def test_idx_files_one_by_one_and_as_a_folder(tmp_path: Path, packed: str) -> No
     assert sorted(both.x.sum((1, 2, 3))) == sorted(X.sum((1, 2)))
 
 
-@pytest.mark.parametrize(("mode", "suffix", "channels"), [("L", "png", 1), ("RGB", "png", 3), ("P", "gif", 3)])
-def test_a_folder_of_images_is_resized(tmp_path: Path, mode: str, suffix: str, channels: int) -> None:
+@pytest.mark.parametrize(("mode", "suffix"), [("L", "png"), ("RGB", "png"), ("P", "gif"), ("LA", "PNG"), ("1", "png")])
+def test_a_folder_of_grey_images_has_one_channel_however_they_are_stored(
+    tmp_path: Path, mode: str, suffix: str
+) -> None:
     images = load(Source(str(_folder(tmp_path, mode, suffix)), image_size=8))
-    assert images.x.shape == (40, channels, 8, 8)
+    assert images.x.shape == (40, 1, 8, 8)
     assert np.bincount(images.y).tolist() == [10] * 4
     np.testing.assert_allclose(images.x.mean(), X.mean(), rtol=0.05)
 
 
-def test_sixteen_bit_images_keep_their_range(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [4, 8])
+def test_a_folder_of_colours_has_three_channels(tmp_path: Path, size: int) -> None:
     for number, label in enumerate(Y):
         (tmp_path / str(label)).mkdir(exist_ok=True)
-        Image.fromarray(X[number].astype(np.uint16) * 257 + 5).save(tmp_path / str(label) / f"{number}.png")
+        flat = np.broadcast_to(np.array([number, 0, 255], np.uint8), (9, 9, 3))
+        Image.fromarray(flat).save(tmp_path / str(label) / f"{number}.png")
+    images = load(Source(str(tmp_path), image_size=size))
+    assert images.x.shape == (40, 3, size, size)
+    assert sorted(images.x[:, 0].mean((1, 2))) == list(range(40))
+    assert (images.x[:, 2] == 255).all()
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [(np.uint16, "png"), (np.int32, "tif"), (np.float32, "tiff")])
+def test_images_of_more_than_eight_bits_keep_their_values(tmp_path: Path, kind: type, suffix: str) -> None:
+    for number, label in enumerate(Y):
+        (tmp_path / str(label)).mkdir(exist_ok=True)
+        Image.fromarray((X[number] * 16.0).astype(kind)).save(tmp_path / str(label) / f"{number}.{suffix}")
     images = load(Source(str(tmp_path), image_size=10))
     assert images.x.shape[1] == 1
-    np.testing.assert_array_equal(np.sort(images.x[:, 0].sum((1, 2))), np.sort(X[:, :, 1:11].sum((1, 2))))
+    expected = 16 * np.sort(X[:, :, 1:11].sum((1, 2), dtype=np.float64))
+    np.testing.assert_allclose(np.sort(images.x[:, 0].sum((1, 2), dtype=np.float64)), expected, rtol=1e-6)
+
+
+def test_hidden_files_and_what_a_mac_adds_are_no_images(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    (folder / "class 0" / "._0.png").write_bytes(b"resource fork")
+    (folder / "__MACOSX" / "class 0").mkdir(parents=True)
+    (folder / "__MACOSX" / "class 0" / "._0.png").write_bytes(b"resource fork")
+    (folder / ".git").mkdir()
+    (folder / "README.md").touch()
+    assert load(Source(str(folder))).x.shape[0] == 40
+
+
+def test_a_folder_that_is_laid_out_otherwise_is_refused(tmp_path: Path) -> None:
+    def fault(folder: Path) -> str:
+        with pytest.raises(StudyError) as caught:
+            load(Source(str(folder)))
+        return str(caught.value)
+
+    parts = tmp_path / "parts"
+    _folder(parts / "train")
+    _folder(parts / "val")
+    assert re.search(r"its folders train, val look like parts, not classes\. Mend: name one of them", fault(parts))
+    lacking = _folder(tmp_path / "lacking")
+    (lacking / "empty").mkdir()
+    (lacking / "phone").mkdir()
+    (lacking / "phone" / "1.heic").touch()
+    assert "no images in empty, phone; they hold .heic. Mend: remove those folders, or convert" in fault(lacking)
+    loose = _folder(tmp_path / "loose")
+    Image.fromarray(X[0]).save(loose / "preview.png")
+    assert "1 images, such as preview.png, lie beside the folders" in fault(loose)
+    mixed = _folder(tmp_path / "mixed")
+    Image.fromarray(X[0].astype(np.uint16)).save(mixed / "class 0" / "wide.png")
+    assert "1 of 41 images have more than 8 bits a pixel, the others 8" in fault(mixed)
 
 
 def test_a_large_folder_is_read_in_part(tmp_path: Path) -> None:
     assert np.bincount(load(Source(str(_folder(tmp_path)), samples=24)).y).tolist() == [6] * 4
 
 
-@pytest.mark.parametrize(("name", "channels"), [("colour", 3), ("arrays", 1)])
+@pytest.mark.parametrize(("name", "channels"), [("colour", 3), ("arrays", 1), ("half", 1)])
 def test_a_callable(name: str, channels: int) -> None:
     images = load(Source(f"{__name__}:{name}"))
     assert images.x.shape == (40, channels, 10, 12)
@@ -122,6 +187,8 @@ def test_channels_may_come_last() -> None:
 FAULTS: dict[str, tuple[Any, Any, str]] = {
     "lengths": (X, Y[:-1], "own: 40 images in x, but 39 labels in y"),
     "one-hot": (X, np.eye(4)[Y], r"y must have shape \(N,\).*\(40, 4\).*argmax"),
+    "a column": (X, Y[:, None], r"\(40, 1\)\. Mend: y\.ravel\(\)"),
+    "beyond float32": (X * 1e300, Y, r"values up to 2\.54e\+302, too large for float32"),
     "flat": (X.reshape(40, -1), Y, r"x has shape \(40, 120\).*reshape"),
     "too small": (X[:, :2], Y, r"x has shape \(40, 1, 2, 12\).*at least 4 pixels"),
     "many channels": (np.zeros((40, 9, 8, 8)), Y, "1 to 4 channels"),
@@ -153,6 +220,9 @@ def test_what_does_not_fit_is_named(fault: str) -> None:
         (f"{__name__}:breaks", "calling it raised OSError: the disk is gone"),
         (f"{__name__}:ragged", r"image 1 has shape \(5, 12\), image 0 has \(10, 12\)"),
         (f"{__name__}:unpaired", r"item 0 is not an \(image, label\) pair"),
+        (f"{__name__}:dicts", "item 0 is not an .* it is a dict"),
+        (f"{__name__}:two_datasets", "it returned a tuple of TensorDataset, TensorDataset, not a dataset"),
+        (f"{__name__}:leaves", "calling it raised SystemExit: 0"),
         ("math:sqrt", "calling it raised TypeError"),
         ("builtins:int", "it returned int, not a dataset"),
         ("builtins:list", "its dataset is empty"),
@@ -170,10 +240,21 @@ def test_files_that_are_missing_cut_or_of_another_kind_are_named(tmp_path: Path)
         return str(caught.value)
 
     assert re.search(r"there is no imagenet\. Mend: name a file, a folder.*mnist-5k, digits", fault(""))
+    for path in ("/nonexistent:dir/x.npz", "C:\\data\\x.npz", "./no:thing"):
+        with pytest.raises(StudyError, match="data: there is no"):
+            load(Source(path))
     (tmp_path / "notes.txt").touch()
     assert "of no kind that the study reads" in fault("notes.txt")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and then nothing")
     assert "cut.npz: cannot be read: BadZipFile" in fault("cut.npz")
+    np.save(tmp_path / "one.npy", X)
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    assert "it holds one array, not an archive of arrays" in fault("one.npz")
+    np.savez_compressed(tmp_path / "bits.npz", x=X, y=Y)
+    packed = bytearray((tmp_path / "bits.npz").read_bytes())
+    packed[200:260] = bytes(60)
+    (tmp_path / "bits.npz").write_bytes(packed)
+    assert "bits.npz: cannot be read" in fault("bits.npz")
     np.savez(tmp_path / "keras.npz", x_train=X)
     assert "it needs arrays x and y; it has x_train. Mend: np.savez(" in fault("keras.npz")
     np.savez(tmp_path / "pickled.npz", x=np.array([{}]), y=Y)

@@ -1,9 +1,10 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from batchnorm.study import Claim, fingerprint, registered
+from batchnorm.study import Claim, Source, fingerprint, registered
 from batchnorm.study.fingerprint import ingredients, sources
 from study.helpers import DIGITS
 
@@ -51,6 +52,30 @@ def test_a_changed_file_is_other_code(tmp_path: Path, monkeypatch: pytest.Monkey
     sys.modules.pop("their_claims", None)
 
 
+def test_other_files_of_the_user_count_and_installed_packages_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_claim.py").write_text("import json, torch.nn, their_helper\n")
+    (tmp_path / "their_helper.py").write_text("from sklearn import datasets\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"their_claim", "their_helper"} == {name for name in sources("their_claim") if not name.endswith(".so")}
+
+
+def test_a_switch_of_the_libraries_is_an_ingredient(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = fingerprint._versions.__wrapped__()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    monkeypatch.setenv("MKL_NUM_THREADS", "7")  # workers set it, so it must not count
+    assert fingerprint._versions.__wrapped__() == usual | {"ONEDNN_MAX_CPU_ISA": "SSE41"}
+
+
+def test_more_samples_than_there_are_images_are_all_of_them() -> None:
+    run = CLAIM.plan([0], DIGITS)[0]
+    few, all_of_them, more = (
+        ingredients(CLAIM, replace(run, data=Source("digits", samples=samples))) for samples in (100, 1797, 6000)
+    )
+    assert few != all_of_them == more
+
+
 def test_a_compiled_extension_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     root = tmp_path / "batchnorm"
     root.mkdir()
@@ -65,4 +90,4 @@ def test_the_ingredients_of_a_run_tell_it_from_any_other() -> None:
     assert ingredients(CLAIM, CLAIM.plan([0], DIGITS)[0]) == wanted
     assert ingredients(CLAIM, other) != wanted
     assert ingredients(CLAIM.without_effect(), run)["settings"] != wanted["settings"]
-    assert set(wanted["versions"]) == {"python", "torch", "numpy", "scipy", "scikit-learn", "processor"}  # type: ignore[call-overload]
+    assert set(wanted["versions"]) >= {"python", "torch", "numpy", "scipy", "scikit-learn", "processor"}  # type: ignore[call-overload]

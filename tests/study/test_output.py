@@ -103,3 +103,9 @@ def test_a_page_without_the_effect_says_so_first() -> None:
     assert "--control" in text
     assert "effect taken away" not in _text()
     assert "--control" not in _text()
+
+
+def test_the_command_that_repeats_a_whole_tier_names_no_claims() -> None:
+    assert "python -m batchnorm study --tier quick --seeds 5" in _text(Section("The layer itself", "layer"))
+    names = " ".join(outcome.claim.id for outcome in _outcomes())
+    assert f"python -m batchnorm study {names} --seeds 5" in _text()

@@ -1,11 +1,12 @@
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
 
 from batchnorm.study import Result, Run
-from batchnorm.study.store import Store, normal, write_whole
+from batchnorm.study.store import Store, normal, remove_leftovers, write_whole
 
 WANTED = {"experiment": "toy", "seed": 0, "settings": "Toy(rate=0.1)"}
 RUN = Run("toy", "left", 0, None)
@@ -70,3 +71,13 @@ def test_a_write_that_fails_leaves_the_former_file_and_no_other(
         write_whole(target, "two")
     assert target.read_text() == "one"
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_what_a_killed_write_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    old, young, page = (tmp_path / name for name in (".a.json.x1.part", ".b.json.x2.part", "index.html"))
+    for path in (old, young, page):
+        path.touch()
+    os.utime(old, (0, 0))
+    os.utime(page, (0, 0))
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [young, page]

@@ -15,6 +15,10 @@ def main() -> None:
     if message:
         print(message, file=sys.stderr)
         raise SystemExit(2)
-    from .app import app  # noqa: PLC0415 - typer may be missing, and importing us must not need it
+    try:
+        from .app import app  # noqa: PLC0415 - typer may be missing, and importing us must not need it
 
-    app()
+        app()
+    except KeyboardInterrupt:
+        # Before a command has begun, while its packages are imported.
+        raise SystemExit(130) from None

@@ -58,8 +58,7 @@ def show_verdicts(outcomes: Sequence[Outcome], page: Path, environment: Environm
                 (
                     outcome.claim.about.id,
                     outcome.conclusion.verdict.value,
-                    str(outcome.conclusion.effects[0]),
-                    outcome.conclusion.effects[0].name,
+                    *outcome.effect,
                 )
                 for outcome in outcomes
             ),

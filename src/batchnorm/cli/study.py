@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from .tools import missing_tools
+
+if TYPE_CHECKING:
+    from ..study import Claim, Source
 
 __all__ = ["study"]
 
@@ -46,8 +50,11 @@ def study(
         ),
     ] = None,
     image_size: Annotated[
-        int, typer.Option(min=4, help="Side in pixels to which the images of an image folder are resized.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            min=4, help="Side in pixels to which the images of an image folder are resized.", show_default="32"
+        ),
+    ] = None,
     samples: Annotated[
         int, typer.Option(min=10, help="A seed uses at most so many images, the same share of every class.")
     ] = 5000,
@@ -67,14 +74,14 @@ def study(
     if needed:
         _refuse(needed)
     # Imported here: `batchnorm --help` should not wait for them.
-    from ..study import Source, StudyError, registered, select  # noqa: PLC0415
-    from ..study.data import default, load  # noqa: PLC0415
+    from ..study import StudyError, registered, select  # noqa: PLC0415
+    from ..study.data import load  # noqa: PLC0415
     from ..study.engine import conclude, prepare  # noqa: PLC0415
     from ..study.environment import Environment  # noqa: PLC0415
     from ..study.explanation import Explanation  # noqa: PLC0415
     from ..study.export import write  # noqa: PLC0415
     from ..study.processes import available_cores  # noqa: PLC0415
-    from ..study.store import Store  # noqa: PLC0415
+    from ..study.store import Store, remove_leftovers  # noqa: PLC0415
     from .progress import show_list, show_plan, show_verdicts, showing  # noqa: PLC0415
 
     folder = out or Path("study-control" if control else "study")
@@ -86,13 +93,14 @@ def study(
         chosen = select(claims or [], tier.value)
         if control:
             chosen = [claim.without_effect() for claim in chosen]
-        source = Source(data or default().spec, image_size, samples)
+        source = _source(data, image_size, samples, chosen)
         numbers = list(range(seeds))
         processes = workers or available_cores()
         # The layer is explained where the whole study runs, not beside single claims.
         explanation = None if claims or control else Explanation()
         # Made before anything is trained: a folder that cannot be written must not cost a study.
         (folder / "runs").mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
         store = Store(folder / "runs")
         experiments = [*chosen, explanation] if explanation else chosen
         plan = prepare(experiments, numbers, source, store=store, reuse=not fresh)
@@ -121,6 +129,20 @@ def study(
         typer.echo(f"batchnorm study: interrupted.{kept}", err=True)
         raise typer.Exit(130) from None
     show_verdicts(outcomes, page, environment)
+
+
+def _source(data: str | None, image_size: int | None, samples: int, claims: Sequence[Claim]) -> Source:
+    """The images that the options name; an option that could have no effect is refused."""
+    from ..study import Source, StudyError  # noqa: PLC0415
+    from ..study.data import default  # noqa: PLC0415
+
+    if data is not None and not any(claim.smallest for claim in claims):
+        raise StudyError(f"--data: none of these claims uses images: {', '.join(claim.id for claim in claims)}.")
+    if image_size is None:
+        return Source(data or default().spec, samples=samples)
+    if data is None or not Path(data).expanduser().is_dir():
+        raise StudyError("--image-size: only the images of an image folder are resized.", "leave it out")
+    return Source(data, image_size, samples)
 
 
 def _refuse(message: str) -> NoReturn:

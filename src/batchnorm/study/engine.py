@@ -51,6 +51,12 @@ class Outcome:
     results: Sequence[Result]
     conclusion: Conclusion
 
+    @property
+    def effect(self) -> tuple[str, str]:
+        """The effect that decided and what it is an effect of, in words."""
+        effects = self.conclusion.effects
+        return (str(effects[0]), effects[0].name) if effects else ("none", self.conclusion.reason)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -136,7 +142,7 @@ def prepare(
         StudyError: If the images cannot be loaded, or are too few for a batch of an experiment.
     """
     if any(experiment.smallest for experiment in experiments):
-        _check_size(experiments, data)
+        _check_images(experiments, seeds, data)
     runs: list[tuple[Experiment, Run, Ingredients]] = []
     for experiment in experiments:
         planned = experiment.plan(seeds, data if experiment.smallest else None)
@@ -150,9 +156,16 @@ def prepare(
     return Plan(experiments, seeds, runs, kept, store)
 
 
-def _check_size(experiments: Sequence[Experiment], data: Source) -> None:
-    images = load(data)
-    training = len(parts(images.y, 0, data.samples)[0])
+def _check_images(experiments: Sequence[Experiment], seeds: Sequence[int], data: Source) -> None:
+    images, training = load(data), 0
+    for seed in seeds:
+        pixels = images.x[parts(images.y, seed, data.samples)[0]]
+        if pixels.min() == pixels.max():
+            raise StudyError(
+                f"{data}: with seed {seed} every pixel of the training part is {pixels.min():g}.",
+                "give images that differ, or use more of them (--samples)",
+            )
+        training = len(pixels)
     for experiment in experiments:
         if experiment.smallest > training:
             raise StudyError(
@@ -166,7 +179,12 @@ def conclude(claims: Sequence[Claim], results: Mapping[str, Sequence[Result]], s
     """Gives each claim's verdict; with fewer than five seeds every verdict is inconclusive."""
     outcomes = []
     for claim in claims:
-        conclusion = claim.conclude(results[claim.id])
+        try:
+            conclusion = claim.conclude(results[claim.id])
+        except Exception as error:
+            # Numbers that no rule foresaw, on data of any kind: the other claims must not lose their page for it.
+            reason = f"The results could not be judged: {type(error).__name__}: {error}"
+            conclusion = Conclusion(Verdict.INCONCLUSIVE, reason, [])
         if len(seeds) < MINIMUM_SEEDS:
             reason = f"With {len(seeds)} of at least {MINIMUM_SEEDS} seeds nothing is concluded. {conclusion.reason}"
             conclusion = replace(conclusion, verdict=Verdict.INCONCLUSIVE, reason=reason)

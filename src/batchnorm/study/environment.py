@@ -14,7 +14,7 @@ import torch
 
 from .._version import __version__
 
-__all__ = ["Environment"]
+__all__ = ["Environment", "processor"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Environment:
         tools = {"scipy": "scipy", "scikit-learn": "sklearn", "mlxtend": "mlxtend", "pillow": "PIL", "plotly": "plotly"}
         versions |= {name: version(name) for name, module in tools.items() if find_spec(module) is not None}
         date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        return cls(versions, _processor(), workers, date, seeds, data, seconds, runs, kept, control)
+        return cls(versions, processor(), workers, date, seeds, data, seconds, runs, kept, control)
 
     def rows(self) -> list[tuple[str, str]]:
         """Pairs of a name and its value, for people."""
@@ -78,7 +78,8 @@ class Environment:
         return asdict(self)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's model, in words."""
     # platform.processor() is empty or just "x86_64" on most Linux systems.
     listing = Path("/proc/cpuinfo")
     if listing.exists():

@@ -119,10 +119,13 @@ def write(
     outcomes: Sequence[Outcome], environment: Environment, folder: Path, *, explanation: Section | None = None
 ) -> Path:
     """Writes ``index.html``, ``results.json``, ``runs.csv`` and ``effects.csv``; gives the page's path."""
-    text = json.dumps(results(outcomes, environment), indent=1, allow_nan=False, ensure_ascii=False)
-    write_whole(folder / "results.json", text)
-    write_whole(folder / "runs.csv", runs_table(outcomes))
-    write_whole(folder / "effects.csv", effects_table(outcomes))
-    target = folder / "index.html"
-    write_whole(target, page(outcomes, environment, explanation))
-    return target
+    # All are made before one is written, so that the four are of one study.
+    texts = {
+        "results.json": json.dumps(results(outcomes, environment), indent=1, allow_nan=False, ensure_ascii=False),
+        "runs.csv": runs_table(outcomes),
+        "effects.csv": effects_table(outcomes),
+        "index.html": page(outcomes, environment, explanation),
+    }
+    for name, text in texts.items():
+        write_whole(folder / name, text)
+    return folder / "index.html"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import os
 import platform
 import sys
+import sysconfig
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import distributions
@@ -21,14 +23,18 @@ import torch
 
 from .claim import Experiment, Run
 from .data import Source, load
+from .environment import processor
+from .threads import THREAD_VARIABLES
 
-__all__ = ["Ingredients", "data_fingerprint", "ingredients", "sources"]
+__all__ = ["Ingredients", "ingredients", "sources"]
 
 #: Everything that a result depends on, by name; equal ingredients give an equal result.
 Ingredients: TypeAlias = dict[str, object]
 
 _PACKAGE = __name__.split(".", maxsplit=1)[0]
 _PICTURES = f"{_PACKAGE}.report"
+# Environment variables of the libraries behind torch, by which their kernels can be chosen.
+_SWITCHES = ("ATEN_", "DNNL_", "MKL_", "ONEDNN_", "OPENBLAS_")
 _LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 
 
@@ -40,48 +46,52 @@ def ingredients(experiment: Experiment, run: Run) -> Ingredients:
         "seed": run.seed,
         # A dataclass writes itself with all of its settings, floats to the last bit.
         "settings": repr(experiment),
-        "data": {"fingerprint": data_fingerprint(run.data), "samples": run.data.samples} if run.data else None,
+        "data": _data(run.data),
         "code": _code(type(experiment).__module__),
         "versions": _versions(),
     }
 
 
-def data_fingerprint(source: Source | None) -> str:
-    """The hash of every pixel and label of a source; empty for none."""
-    return "" if source is None else load(source).fingerprint
+def _data(source: Source | None) -> dict[str, object] | None:
+    """Every pixel and label of a source by their hash, and how many of them a seed uses."""
+    if source is None:
+        return None
+    images = load(source)
+    return {"fingerprint": images.fingerprint, "samples": min(source.samples, len(images.y))}
 
 
 @cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     found |= {name: next((d.version for d in distributions(name=name)), "not installed") for name in _LIBRARIES}
-    # Which instructions torch's kernels use, and so in which order they add.
-    found["processor"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return found
+    # What decides which kernels torch and its libraries take, and so in which order they add.
+    found["processor"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {processor()}"
+    switches = {name: value for name, value in os.environ.items() if name.startswith(_SWITCHES)}
+    return found | {name: switches[name] for name in sorted(switches) if name not in THREAD_VARIABLES}
 
 
 @cache
 def _code(module: str) -> str:
     digest = hashlib.sha256()
-    for name, path in sorted(sources(module).items()):
+    # A script's own module has another name in the processes that it starts.
+    for name, path in sorted(sources("__main__" if module == "__mp_main__" else module).items()):
         digest.update(name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
 def sources(module: str) -> dict[str, Path]:
-    """The files of a module and of all modules of its package and of ours that it imports, directly or not.
+    """The files of a module and of all modules that it imports, directly or not, but for installed packages of others.
 
     Read from the source: imports inside functions count. Compiled extensions of ours always count, since they
     register themselves and are imported by name nowhere. What draws pictures does not count.
     """
-    packages = {_PACKAGE, module.split(".", maxsplit=1)[0]}
     found: dict[str, Path] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
         left_out = name == _PICTURES or name.startswith(f"{_PICTURES}.")
-        path = None if name in found or left_out or name.split(".", maxsplit=1)[0] not in packages else _file(name)
+        path = None if name in found or left_out or _foreign(name.split(".", maxsplit=1)[0]) else _file(name)
         if path is not None:
             found[name] = path
             waiting += _imports(name, path)
@@ -92,6 +102,16 @@ def sources(module: str) -> dict[str, Path]:
     return found
 
 
+@cache
+def _foreign(package: str) -> bool:
+    """Whether a package is Python's own or an installed one of others, which its version stands for."""
+    if package == _PACKAGE:
+        return False
+    path = _file(package)
+    libraries = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return path is None or any(path.is_relative_to(library) for library in libraries)
+
+
 def _file(name: str) -> Path | None:
     """The source file of a module; None where the name is none (a function, say) or it has no source."""
     loaded = sys.modules.get(name)
@@ -100,7 +120,7 @@ def _file(name: str) -> Path | None:
     else:
         try:
             spec = importlib.util.find_spec(name)
-        except ModuleNotFoundError:
+        except (ImportError, ValueError):  # no such module, or one that cannot be imported
             return None
         place = spec.origin if spec is not None else None
     return Path(place) if place is not None and place.endswith(".py") else None

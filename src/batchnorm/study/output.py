@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from ..report import Block, Code, Formula, Heading, Link, Section, Table, render
-from .claim import Conclusion, Verdict
+from .claim import TIERS, Conclusion, Verdict
 from .data.source import Source
 from .engine import Outcome
 from .environment import Environment
@@ -43,7 +43,11 @@ def page(outcomes: Sequence[Outcome], environment: Environment, explanation: Sec
     if explanation is not None:
         sections.append(explanation)
     sections += [_section(outcome) for outcome in outcomes]
-    sections.append(Section("What it ran on", "environment", blocks=tuple(_repeat(outcomes, environment))))
+    sections.append(
+        Section(
+            "What it ran on", "environment", blocks=tuple(_repeat(outcomes, environment, whole=explanation is not None))
+        )
+    )
     claims = _claims(len(outcomes))
     title, lead = "What batch normalization does, measured", f"{claims} from the literature, each put to the test."
     if environment.control:
@@ -72,8 +76,7 @@ def _summary(outcomes: Sequence[Outcome], environment: Environment) -> Iterator[
             (
                 outcome.claim.about.title,
                 outcome.conclusion.verdict.value,
-                str(outcome.conclusion.effects[0]),
-                outcome.conclusion.effects[0].name,
+                *outcome.effect,
             )
             for outcome in outcomes
         ],
@@ -150,10 +153,13 @@ def _options(source: Source) -> list[str]:
     return options
 
 
-def _repeat(outcomes: Sequence[Outcome], environment: Environment) -> Iterator[Block]:
+def _repeat(outcomes: Sequence[Outcome], environment: Environment, *, whole: bool) -> Iterator[Block]:
     yield from environment.rows()
     sources = {result.run.data for outcome in outcomes for result in outcome.results if result.run.data is not None}
-    command = ["python -m batchnorm study", *(outcome.claim.about.id for outcome in outcomes)]
+    command = ["python -m batchnorm study"]
+    # The layer is explained where a whole tier runs: with claims named, the command would leave that out.
+    tiers = [outcome.claim.about.tier for outcome in outcomes]
+    command += [f"--tier {max(tiers, key=TIERS.index)}"] if whole else [outcome.claim.about.id for outcome in outcomes]
     command.append(f"--seeds {len(environment.seeds)}")
     if len(sources) == 1:
         command += _options(sources.pop())

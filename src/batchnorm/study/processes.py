@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,10 @@ from .claim import Experiment, Result, Run
 from .error import StudyError
 from .fingerprint import Ingredients, ingredients
 from .store import Store, normal
+from .threads import single_threaded_children
 
 __all__ = ["Task", "available_cores", "perform_all"]
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _REPORT_SECONDS = 0.2  # a run reports at most this often: a step may take a millisecond
 
 
@@ -68,7 +69,7 @@ def perform_all(
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
     before = set(multiprocessing.active_children())
-    with _single_threaded_children():
+    with single_threaded_children():
         pool = ProcessPoolExecutor(workers, context, _prepare, (messages,))
         try:
             with _interrupts_held():
@@ -88,6 +89,11 @@ def perform_all(
                         result = future.result()
                     except StudyError:
                         raise
+                    except BrokenProcessPool as error:
+                        raise StudyError(
+                            "a worker process was ended from outside, perhaps for lack of memory.",
+                            "the same command goes on from the runs that are finished; --workers 1 needs less memory",
+                        ) from error
                     except Exception as error:
                         raise StudyError(f"{tasks[number].run} failed: {type(error).__name__}: {error}") from error
                     finished(number, result)
@@ -117,21 +123,6 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Lets children start with one thread of arithmetic: libraries read these variables when they load."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 _messages: Any = None

@@ -7,13 +7,16 @@ import json
 import math
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from .claim import Result, Run, Value
 from .fingerprint import Ingredients
 
-__all__ = ["Store", "normal", "write_whole"]
+__all__ = ["Store", "normal", "remove_leftovers", "write_whole"]
+
+_HOUR = 3600.0
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -33,6 +36,13 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what writes left that were killed; what is younger than an hour may belong to one that goes on."""
+    for path in folder.rglob(".*.part"):
+        if time.time() - path.stat().st_mtime > _HOUR:
+            path.unlink(missing_ok=True)
 
 
 class Store:

@@ -1,7 +1,8 @@
 """Data of a study: what comes inside installed packages, or the user's own. Nothing is downloaded.
 
-``source.py`` says where images come from and loads them, ``bundled.py`` and ``files.py`` read them, ``images.py``
-checks them, ``split.py`` divides them, and ``tables.py`` has small tables for the claims about features.
+``source.py`` says where images come from and loads them, ``bundled.py``, ``files.py``, ``folder.py`` and
+``callables.py`` read them, ``images.py`` checks them, ``draw.py`` and ``split.py`` divide them, and ``tables.py`` has
+small tables for the claims about features.
 """
 
 from .source import Source, default, load

@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..error import StudyError
+from .draw import SMALLEST_CLASS
 
-__all__ = ["SMALLEST_CLASS", "Images", "checked"]
+__all__ = ["Images", "checked"]
 
-#: A class is split three to one to one, so fewer images of it would leave a part without any.
-SMALLEST_CLASS = 5
 _SMALLEST_SIDE = 4
 _MOST_CHANNELS = 4
 
@@ -69,7 +68,9 @@ def checked(x: Any, y: Any, name: str) -> Images:
 
 def _check_labels(images: npt.NDArray[Any], labels: npt.NDArray[Any], name: str) -> None:
     if labels.ndim != 1:
-        mend = "labels.argmax(1) makes classes of one-hot rows" if labels.ndim == 2 else "give one label an image"
+        mend = "give one label an image"
+        if labels.ndim == 2:
+            mend = "y.ravel()" if labels.shape[1] == 1 else "y.argmax(1) makes classes of one-hot rows"
         raise StudyError(f"{name}: y must have shape (N,), one label an image; it has {labels.shape}.", mend)
     if images.ndim == 0 or len(images) != len(labels):
         count = len(images) if images.ndim else 0
@@ -98,4 +99,8 @@ def _channels_first(images: npt.NDArray[Any], name: str) -> npt.NDArray[np.float
             f"1 to {_MOST_CHANNELS} channels and sides of at least {_SMALLEST_SIDE} pixels.",
             "reshape x; flat images of 28×28 become x.reshape(-1, 28, 28)",
         )
-    return np.ascontiguousarray(images, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        small = np.ascontiguousarray(images, dtype=np.float32)
+    if not np.isfinite(small).all() and np.isfinite(images).all():
+        raise StudyError(f"{name}: x has values up to {np.abs(images).max():.3g}, too large for float32.", "rescale x")
+    return small

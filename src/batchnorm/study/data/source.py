@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..error import StudyError
-from . import bundled, files
+from . import bundled, callables, files
 from .images import Images, checked
 
 __all__ = ["Source", "default", "load"]
@@ -48,11 +48,11 @@ def load(source: Source) -> Images:
     if source.spec in bundled.BUNDLED:
         return bundled.read(source.spec)
     path = Path(source.spec).expanduser()
-    if not path.exists() and ":" in source.spec and not Path(source.spec).drive:
-        return checked(*files.from_callable(source.spec), source.spec)
-    if not path.exists():
-        raise StudyError(
-            f"data: there is no {source.spec}.",
-            f"name a file, a folder, package.module:callable, or one of {', '.join(bundled.BUNDLED)}",
-        )
-    return checked(*files.from_path(path, source.image_size, source.samples), source.spec)
+    if path.exists():
+        return checked(*files.from_path(path, source.image_size, source.samples), source.spec)
+    if callables.names_a_callable(source.spec):
+        return checked(*callables.from_callable(source.spec), source.spec)
+    raise StudyError(
+        f"data: there is no {source.spec}.",
+        f"name a file, a folder, package.module:callable, or one of {', '.join(bundled.BUNDLED)}",
+    )

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .draw import drawn
 from .source import Source, load
 
 __all__ = ["SHARES", "Split", "parts", "split"]
@@ -44,11 +45,8 @@ def parts(labels: npt.NDArray[np.int64], seed: int, most: int) -> tuple[npt.NDAr
         most: At most so many samples in all, up to rounding; but no class is left with fewer than five.
     """
     generator = np.random.default_rng([seed, 0x5EED])
-    share = min(1.0, most / len(labels))
     chosen: tuple[list[npt.NDArray[np.int64]], ...] = ([], [], [])
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        members = members[: max(5, round(share * len(members)))]
+    for members in drawn(labels, most, generator):
         # At least one in each part, also of a class of five.
         ends = [round(SHARES[0] * len(members)), round((SHARES[0] + SHARES[1]) * len(members))]
         for part, own in zip(chosen, np.split(members, ends), strict=True):
@@ -64,7 +62,9 @@ def split(source: Source, seed: int) -> Split:
     """
     images = load(source)
     train, validation, test = parts(images.y, seed, source.samples)
-    mean, deviation = float(images.x[train].mean()), float(images.x[train].std())
+    # In float64: values may be so small that their squares vanish in float32.
+    mean = float(images.x[train].mean(dtype=np.float64))
+    deviation = float(images.x[train].std(dtype=np.float64))
 
     def tensors(chosen: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         return torch.from_numpy((images.x[chosen] - mean) / deviation), torch.from_numpy(images.y[chosen])
