@@ -70,3 +70,16 @@ def test_the_table_of_effects_has_one_effect_a_row() -> None:
     assert (first["claim"], first["verdict"], first["decisive"]) == ("toy", "inconclusive", "True")
     assert (first["estimate"], first["low"], first["high"], first["unit"]) == ("2.0", "1.0", "3.0", "points")
     assert (second["effect"], second["seeds"], second["decisive"]) == ("other", "2", "False")
+
+
+def test_runs_of_no_claim_are_told_too() -> None:
+    other = Result(Run("explanation", "batch norm", 5, None), {"layer": 2}, 1.0)
+    assert results([], ENVIRONMENT, [other])["other runs"][0] | {"seconds": 0} == {
+        "of": "explanation",
+        "arm": "batch norm",
+        "seed": 5,
+        "data": None,
+        "seconds": 0,
+        "values": {"layer": 2},
+    }
+    assert runs_table([], [other]).splitlines()[1:] == ["explanation,batch norm,5,,layer,0,2"]

@@ -19,8 +19,13 @@ def test_claims_are_found_and_chosen_by_name() -> None:
     ]
 
 
+def test_the_order_is_that_of_a_story_and_knows_every_claim_of_the_quick_tier() -> None:
+    assert next(iter(registered())) == "convergence"
+    assert {claim.id for claim in select([])} == set(registry._STORY)
+
+
 def test_an_unknown_claim_lists_those_that_are_known() -> None:
-    with pytest.raises(StudyError, match=r"unknown claim: nope\. Known claims: convergence, dropout-shift"):
+    with pytest.raises(StudyError, match=r"unknown claim: nope\. Known claims: convergence, sigmoid-distribution"):
         select(["convergence", "nope"])
 
 

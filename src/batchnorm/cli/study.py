@@ -120,8 +120,9 @@ def study(
             control=control,
         )
         outcomes = conclude(chosen, results, numbers)
-        told = explanation.tell(results[explanation.id]) if explanation else None
-        page = write(outcomes, environment, folder, explanation=told)
+        others = results[explanation.id] if explanation else []
+        told = explanation.tell(others) if explanation else None
+        page = write(outcomes, environment, folder, explanation=told, others=others)
     except (StudyError, OSError) as error:
         _refuse(f"batchnorm study: {error}")
     except KeyboardInterrupt:

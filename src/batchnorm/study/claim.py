@@ -70,6 +70,8 @@ class About:
         control: What :meth:`Claim.without_effect` takes away, so that the verdict must fail.
         budget: Seconds of one processor core for five seeds on the default data, roughly.
         tier: The cheapest tier that it is part of, one of :data:`TIERS`.
+        calculation: Whether an identity, a theorem or a formula is checked on numbers, rather than an experiment
+            made whose outcome nothing guarantees.
         smallest: Of the images that ``--data`` chooses, those for training that it needs at least, such as its batch
             size; 0 where it uses none of them.
     """
@@ -87,6 +89,7 @@ class About:
     control: str
     budget: float
     tier: str = "quick"
+    calculation: bool = False
     smallest: int = 0
 
 

@@ -7,10 +7,12 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ..report import Section
+from .claim import Result
 from .engine import Outcome
 from .environment import Environment
 from .output import page
@@ -19,8 +21,14 @@ from .store import write_whole
 __all__ = ["effects_table", "results", "runs_table", "write"]
 
 
-def results(outcomes: Sequence[Outcome], environment: Environment) -> dict[str, Any]:
-    """Everything that was measured, as plain JSON values; what is not finite becomes null."""
+def results(outcomes: Sequence[Outcome], environment: Environment, others: Sequence[Result] = ()) -> dict[str, Any]:
+    """Everything that was measured, as plain JSON values; what is not finite becomes null.
+
+    Args:
+        outcomes: The claims.
+        environment: What they ran on.
+        others: Runs that belong to no claim: those behind the explanation of the layer.
+    """
     claims = {}
     for outcome in outcomes:
         about, conclusion = outcome.claim.about, outcome.conclusion
@@ -45,20 +53,22 @@ def results(outcomes: Sequence[Outcome], environment: Environment) -> dict[str, 
                 for effect in conclusion.effects
             ],
             "findings": list(conclusion.findings),
-            "runs": [
-                {
-                    "arm": result.run.arm,
-                    "seed": result.run.seed,
-                    "data": None if result.run.data is None else str(result.run.data),
-                    "seconds": round(result.seconds, 3),
-                    "values": dict(result.values),
-                }
-                for result in outcome.results
-            ],
+            "runs": [_run(result) for result in outcome.results],
         }
-    plain = _plain({"environment": environment.as_json(), "claims": claims})
+    rest = [{"of": result.run.claim, **_run(result)} for result in others]
+    plain = _plain({"environment": environment.as_json(), "claims": claims, "other runs": rest})
     assert isinstance(plain, dict)
     return plain
+
+
+def _run(result: Result) -> dict[str, Any]:
+    return {
+        "arm": result.run.arm,
+        "seed": result.run.seed,
+        "data": None if result.run.data is None else str(result.run.data),
+        "seconds": round(result.seconds, 3),
+        "values": dict(result.values),
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -69,7 +79,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def runs_table(outcomes: Sequence[Outcome]) -> str:
+def runs_table(outcomes: Sequence[Outcome], others: Sequence[Result] = ()) -> str:
     """Every value of every run as tidy CSV: one value a row, numbered from 0 within a list.
 
     Equal runs give equal rows: how long they took is in the JSON only.
@@ -77,12 +87,11 @@ def runs_table(outcomes: Sequence[Outcome]) -> str:
     header = ("claim", "arm", "seed", "data", "metric", "index", "value")
 
     def rows() -> Iterator[tuple[object, ...]]:
-        for outcome in outcomes:
-            for result in outcome.results:
-                run = result.run
-                for metric, value in result.values.items():
-                    for index, item in enumerate(value if isinstance(value, list) else [value]):
-                        yield run.claim, run.arm, run.seed, run.data or "", metric, index, _cell(item)
+        for result in chain(*(outcome.results for outcome in outcomes), others):
+            run = result.run
+            for metric, value in result.values.items():
+                for index, item in enumerate(value if isinstance(value, list) else [value]):
+                    yield run.claim, run.arm, run.seed, run.data or "", metric, index, _cell(item)
 
     return _csv(header, rows())
 
@@ -116,13 +125,28 @@ def _csv(header: Sequence[str], rows: Iterator[tuple[object, ...]]) -> str:
 
 
 def write(
-    outcomes: Sequence[Outcome], environment: Environment, folder: Path, *, explanation: Section | None = None
+    outcomes: Sequence[Outcome],
+    environment: Environment,
+    folder: Path,
+    *,
+    explanation: Section | None = None,
+    others: Sequence[Result] = (),
 ) -> Path:
-    """Writes ``index.html``, ``results.json``, ``runs.csv`` and ``effects.csv``; gives the page's path."""
+    """Writes ``index.html``, ``results.json``, ``runs.csv`` and ``effects.csv``; gives the page's path.
+
+    Args:
+        outcomes: The claims.
+        environment: What they ran on.
+        folder: Where to; it is made.
+        explanation: The section that shows what the layer does.
+        others: Runs that belong to no claim, such as those behind that section.
+    """
     # All are made before one is written, so that the four are of one study.
     texts = {
-        "results.json": json.dumps(results(outcomes, environment), indent=1, allow_nan=False, ensure_ascii=False),
-        "runs.csv": runs_table(outcomes),
+        "results.json": json.dumps(
+            results(outcomes, environment, others), indent=1, allow_nan=False, ensure_ascii=False
+        ),
+        "runs.csv": runs_table(outcomes, others),
         "effects.csv": effects_table(outcomes),
         "index.html": page(outcomes, environment, explanation),
     }

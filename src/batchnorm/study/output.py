@@ -21,9 +21,9 @@ _WHAT = (
     "numbers that the network learns."
 )
 _VERDICTS = (
-    "Papers claim much about what that does. Each claim here said before it ran what would count for it and what "
-    "against it. Reproduced: the measurements show what it says. Not reproduced: they show that it does not hold "
-    "here. Inconclusive: they do not decide."
+    "Papers, textbooks and practitioners claim much about what that does. Each claim here said before it ran what "
+    "would count for it and what against it. Reproduced: the measurements show what it says. Not reproduced: they "
+    "show that it, or a part of it, does not hold here. Inconclusive: they do not decide."
 )
 
 
@@ -49,7 +49,7 @@ def page(outcomes: Sequence[Outcome], environment: Environment, explanation: Sec
         )
     )
     claims = _claims(len(outcomes))
-    title, lead = "What batch normalization does, measured", f"{claims} from the literature, each put to the test."
+    title, lead = "What batch normalization does, measured", f"{claims} about it, each put to the test."
     if environment.control:
         title = "The same rules with the effect taken away"
         lead = f"{claims} with the effect taken away, as each section says. Now none should be reproduced."
@@ -84,10 +84,17 @@ def _summary(outcomes: Sequence[Outcome], environment: Environment) -> Iterator[
         [outcome.claim.about.id for outcome in outcomes],
     )
     seeds = len(environment.seeds)
-    yield (f"An effect is a mean over {seeds} seeds" if seeds != 1 else "An effect is that of one seed") + (
-        ", paired by seed where two networks are compared: the two then share their data, their first weights and "
-        "the order of their batches. Its 95% interval (Student's t) says how far it may lie from the mean over "
-        "very many seeds."
+    yield (
+        f"Everything random is decided by a seed, a number: which images are for training, the first weights, the "
+        f"order of the batches. An effect is the mean over {seeds} seed{'s' * (seeds != 1)}, a geometric mean where "
+        "it is a ratio (×). Where two networks are compared, they share all that the seed decides, and the mean is "
+        "of their differences."
+    )
+    count = sum(len(outcome.conclusion.effects) for outcome in outcomes)
+    yield (
+        "The 95% interval (Student's t) says how far an effect may lie from the mean over very many seeds: of "
+        f"the {count} intervals on this page, about one in twenty will miss it by chance. Pilots, where they are "
+        "mentioned, ran on other seeds, and so on other splits of the same images."
     )
     pictures = (outcome.conclusion.headline for outcome in outcomes)
     headline = next((picture for picture in pictures if picture is not None), None)
@@ -99,8 +106,19 @@ def _summary(outcomes: Sequence[Outcome], environment: Environment) -> Iterator[
 def _counts(outcomes: Sequence[Outcome]) -> str:
     verdicts = [outcome.conclusion.verdict for outcome in outcomes]
     found = [f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict if verdict in verdicts]
+    calculations = sum(outcome.claim.about.calculation for outcome in outcomes)
+    kinds = (
+        f" {_number(calculations)} a calculation: an identity, a theorem or a formula that is checked on numbers. "
+        "Nothing guarantees how the others come out."
+        if calculations
+        else ""
+    )
     listed = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}" if found else "none ran"
-    return f"Of {_claims(len(outcomes)).lower()}: {listed}."
+    return f"Of {_claims(len(outcomes)).lower()}: {listed}.{kinds}"
+
+
+def _number(count: int) -> str:
+    return "One is" if count == 1 else f"{count} are each"
 
 
 def _section(outcome: Outcome) -> Section:
@@ -120,15 +138,19 @@ def _section(outcome: Outcome) -> Section:
         Heading(f"The verdict: {conclusion.verdict.value}"),
         conclusion.reason,
         Heading("How it could have come out otherwise"),
-        f"The rule was written down before anything ran. {about.pass_rule}",
+        f"The rule stood before these seeds ran; where a pilot is mentioned, it came first. {about.pass_rule}",
         f"The check that the rule can fail is to take the effect away: {_lowered(about.control)}",
         Heading("The paper's number"),
         about.paper or "No number of the paper was checked, so none is shown.",
         ("source", about.source),
-        ("cost here", f"{len(outcome.results)} runs, {seconds:.0f} s of one processor core"),
+        ("cost here", f"{len(outcome.results)} runs, {_spent(seconds)} of one processor core"),
         Link("↑ Back to the verdicts", "verdicts"),
     ]
     return Section(about.title, about.id, conclusion.verdict.value, _TONES[conclusion.verdict], blocks)
+
+
+def _spent(seconds: float) -> str:
+    return "under 1 s" if seconds < 1 else f"{seconds:.0f} s"
 
 
 def _effects(conclusion: Conclusion) -> Table:
@@ -168,7 +190,7 @@ def _repeat(outcomes: Sequence[Outcome], environment: Environment, *, whole: boo
     yield Heading("How to repeat it")
     yield Code(" ".join(command))
     yield (
-        "The same versions on the same kind of processor give the same numbers. Every number behind this page is in "
-        "results.json beside it."
+        "The same versions on the same kind of processor give the same numbers. The numbers behind this page are in "
+        "results.json, runs.csv and effects.csv beside it."
     )
     yield Link("↑ Back to the verdicts", "verdicts")

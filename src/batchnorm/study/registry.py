@@ -13,10 +13,27 @@ from .error import StudyError
 
 __all__ = ["registered", "select"]
 
+# The order in which a page tells them: first what it is for, then how it works, then what can go wrong. A claim
+# that is not named here comes after these.
+_STORY = (
+    "convergence",
+    "sigmoid-distribution",
+    "input-standardisation",
+    "error-surface",
+    "gamma-beta",
+    "scale-invariance",
+    "placement",
+    "saturation",
+    "gradient-explosion",
+    "population-variance",
+    "dropout-shift",
+    "eps-placement",
+)
+
 
 @cache
 def registered() -> dict[str, Claim]:
-    """All claims by id, in the order of their ids.
+    """All claims by id, in the order in which a page tells them.
 
     Raises:
         TypeError: If a file offers no claim.
@@ -30,7 +47,8 @@ def registered() -> dict[str, Claim]:
         if claim.about.id in found:
             raise ValueError(f"two claims are named {claim.about.id!r}")
         found[claim.about.id] = claim
-    return dict(sorted(found.items()))
+    order = {name: place for place, name in enumerate(_STORY)}
+    return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
 def select(names: Sequence[str], tier: str = TIERS[0]) -> list[Claim]:
