@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from batchnorm import BatchNorm1d, BatchNorm2d
-from batchnorm.study import Result, Run, Verdict
+from batchnorm.study import Conclusion, Result, Run, Verdict
 from batchnorm.study.claims.dropout_shift import DropoutShift, learned_variance
+from batchnorm.study.learning import SHARE
 from batchnorm.study.networks import PLACEMENTS, convolutional, fully_connected, with_dropout
 from batchnorm.study.population import reestimate
-from study.helpers import DIGITS, run_here, wave
+from study.helpers import DIGITS, baseline_of, run_here, wave
 
 SMALL = DropoutShift(
     exact_rates=(0.25, 0.5),
@@ -18,7 +19,7 @@ SMALL = DropoutShift(
     layers=((8, 1), (8, 2)),
     arms=(("before norm", 0.5),),
     steps=60,
-    floor=0.2,
+    share=0.1,
 )
 
 
@@ -97,25 +98,46 @@ def test_statistics_taken_again_make_every_layer_standardise_all_images() -> Non
                 torch.testing.assert_close(variance, torch.ones_like(variance), atol=1e-3, rtol=0)
 
 
-def _conclude(
-    *, gaussian: float = 1.0, shift: float = 2.0, noise: float = 0.0, gaussian_noise: float = 0.0, learned: float = 0.9
-) -> Verdict:
-    """Made-up results: the learned variance as a share of the formula's, and the shift; without dropout it is 1."""
-    claim = replace(SMALL, arms=(("before norm", 0.5),), floor=0.5)
+def _concluded(
+    *,
+    gaussian: float = 1.0,
+    shift: float = 2.0,
+    noise: float = 0.0,
+    gaussian_noise: float = 0.0,
+    learned: float = 0.9,
+    guessing: float = 0.1,
+    diverged: str = "",
+    wrong: tuple[float, float] | None = None,
+) -> Conclusion:
+    """Made-up results: the learned variance as a share of the formula's, and the shift; without dropout it is 1.
+
+    With ``wrong`` only the Gaussian values of that rate and mean are off.
+    """
+    claim = replace(SMALL, arms=(("before norm", 0.5),), share=SHARE)
     results = []
     for run in claim.plan(range(5), DIGITS):
         values: dict[str, float | list[float]] = {}
         if run.arm == "exact":
             for rate in claim.exact_rates:
                 for mean in claim.means:
-                    share = gaussian + gaussian_noise * wave(run.seed)
+                    own = gaussian if wrong in (None, (rate, mean)) else 1.0
+                    share = own + gaussian_noise * wave(run.seed)
                     values[f"rate {rate:g}, mean {mean:g}"] = share * learned_variance(rate, mean)
         else:
             own = 1.0 if run.arm == "no dropout" else shift + noise * wave(run.seed)
             values = {"by layer": [own, own], "shift": own, "first layer over formula": 1.0}
-            values |= {"validation": learned, "test": 0.8, "test anew": 0.9}
+            values |= {"validation": learned, "test": 0.8, "test anew": 0.9, "diverged": run.arm == diverged}
+            values |= baseline_of(guessing)
         results.append(Result(run, values))
-    return claim.conclude(results).verdict
+    return claim.conclude(results)
+
+
+def _conclude(
+    *, gaussian: float = 1.0, shift: float = 2.0, noise: float = 0.0, gaussian_noise: float = 0.0, learned: float = 0.9
+) -> Verdict:
+    return _concluded(
+        gaussian=gaussian, shift=shift, noise=noise, gaussian_noise=gaussian_noise, learned=learned
+    ).verdict
 
 
 def test_conclude_reaches_every_verdict() -> None:
@@ -125,3 +147,35 @@ def test_conclude_reaches_every_verdict() -> None:
     assert _conclude(shift=1.2, noise=0.3) is Verdict.INCONCLUSIVE  # the network is too noisy
     assert _conclude(gaussian_noise=0.05) is Verdict.INCONCLUSIVE  # the Gaussian values are
     assert _conclude(learned=0.1) is Verdict.INCONCLUSIVE  # nothing was learned
+
+
+def test_networks_that_guess_or_diverge_say_nothing() -> None:
+    noise = _concluded(learned=0.97, guessing=0.97)
+    assert noise.verdict is Verdict.INCONCLUSIVE
+    assert "stayed at 97.0% validation accuracy, where guessing gives 97.0%" in noise.reason
+    assert _concluded(learned=0.46).verdict is Verdict.REPRODUCED  # of ten classes: less than half, and learnt
+    for arm in ("no dropout", "before norm 0.5"):
+        broken = _concluded(diverged=arm)
+        assert broken.verdict is Verdict.INCONCLUSIVE
+        assert f"stopped being finite ({arm})" in broken.reason
+
+
+def test_the_effect_that_decides_comes_first() -> None:
+    assert _concluded().effects[0].name.startswith("Shift of the network")
+    # The formula is refuted by one pair, which is not of the rate whose values are always shown.
+    refuted = _concluded(gaussian=0.9, wrong=(0.25, 2.0))
+    assert refuted.verdict is Verdict.NOT_REPRODUCED
+    assert "Gaussian values, rate 0.25, mean 2 " in refuted.effects[0].name
+    # Too noisy Gaussian values leave it open; a network without a shift refutes it, though they agree.
+    assert "Gaussian values" in _concluded(gaussian_noise=0.05).effects[0].name
+    assert _concluded(shift=1.0, noise=0.01, gaussian_noise=0.05).effects[0].name.startswith("Shift of the network")
+    names = [effect.name for effect in _concluded(gaussian=0.5).effects]
+    assert len(names) == len(set(names))
+
+
+def test_findings_are_measured() -> None:
+    found = _concluded().findings
+    assert "new ones change the accuracy by +10.0 points" in found[0]
+    assert "Deeper layers" in found[1]
+    assert "Without dropout the shift is 1.000" in found[2]
+    assert "Deeper layers" not in _concluded(shift=1.0).findings[1]

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from batchnorm.study import Result, Verdict
+from batchnorm.study import Conclusion, Result, Verdict
 from batchnorm.study.claims.eps_placement import EpsPlacement
 from study.helpers import run_here
 
@@ -41,7 +41,7 @@ def _conclude(
     at_one: float = 1e-6,
     error: float = 1e-15,
     last_at_one: float = 1.0,
-) -> Verdict:
+) -> Conclusion:
     claim = EpsPlacement(scales=(1e-3, 1.0))
     results = []
     for run in claim.plan(range(5), None):
@@ -60,14 +60,32 @@ def _conclude(
             "error": [1e-16, error],
         }
         results.append(Result(run, values))
-    return claim.conclude(results).verdict
+    return claim.conclude(results)
 
 
 def test_conclude_reaches_every_verdict() -> None:
-    assert _conclude(0.1, 1.4) is Verdict.REPRODUCED
-    assert _conclude(0.005, 1.4) is Verdict.NOT_REPRODUCED  # eps may stand anywhere
-    assert _conclude(0.1, 0.005) is Verdict.NOT_REPRODUCED  # layer norm is batch norm
-    assert _conclude(0.02, 1.4, noise=0.02) is Verdict.INCONCLUSIVE  # too noisy
-    assert _conclude(0.1, 1.4, at_one=0.02) is Verdict.INCONCLUSIVE  # it does not vanish where it should
-    assert _conclude(0.1, 1.4, error=1e-6) is Verdict.INCONCLUSIVE  # the formula is wrong
-    assert _conclude(0.1, 1.4, last_at_one=0.005) is Verdict.INCONCLUSIVE
+    assert _conclude(0.1, 1.4).verdict is Verdict.REPRODUCED
+    assert _conclude(0.005, 1.4).verdict is Verdict.NOT_REPRODUCED  # eps may stand anywhere
+    assert _conclude(0.1, 0.005).verdict is Verdict.NOT_REPRODUCED  # layer norm is batch norm
+    assert _conclude(0.02, 1.4, noise=0.02).verdict is Verdict.INCONCLUSIVE  # too noisy
+    assert _conclude(0.1, 1.4, at_one=0.02).verdict is Verdict.INCONCLUSIVE  # it does not vanish where it should
+    assert _conclude(0.1, 1.4, error=1e-6).verdict is Verdict.INCONCLUSIVE  # the formula is wrong
+    assert _conclude(0.1, 1.4, last_at_one=0.005).verdict is Verdict.INCONCLUSIVE
+
+
+def test_the_effect_that_decided_comes_first() -> None:
+    raw = "features as measured"
+    assert _conclude(0.1, 1.4).effects[0].name == f"Difference to batch norm, ε outside the root, {raw}"
+    assert _conclude(0.1, 0.005).effects[0].name == f"Difference to batch norm, last axis, {raw}"
+    assert _conclude(0.1, 1.4, at_one=0.02).effects[0].name.endswith("ε outside the root, scale 1")
+    assert _conclude(0.1, 1.4, last_at_one=0.005).effects[0].name.endswith("last axis, scale 1")
+    assert _conclude(0.1, 1.4, error=1e-6).effects[0].name.startswith("Largest error of the formula")
+
+
+def test_far_earlier_is_said_only_of_forms_that_are_far_apart() -> None:
+    conclusion = SMALL.conclude(run_here(SMALL, data=None))
+    assert conclusion.charts[0].title.startswith("Small features: ε in the root holds them down far earlier")
+    # 90% of difference, and yet both bring the spread below a half at the same one of the scales.
+    claim = EpsPlacement(scales=(1e-6, 1.0))
+    same = claim.conclude(run_here(claim, data=None))
+    assert same.charts[0].title.startswith("The spread of the output")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from batchnorm.report.chart import Contours, Panels
-from batchnorm.study import Result, Verdict
+from batchnorm.study import Conclusion, Result, Verdict
 from batchnorm.study.claims.error_surface import ErrorSurface
 from batchnorm.study.descent import curvatures_of, descend, detour, steps_to, turns
 from study.helpers import run_here
@@ -58,23 +58,36 @@ def test_turns_and_detour_of_a_known_way() -> None:
     assert detour(way) == pytest.approx((2 * 2**0.5 + 1.25**0.5) / 1.25**0.5)
 
 
-def _conclude(ratios: Mapping[str, float] = {}, noise: float = 0.0) -> Verdict:
-    usual = {"two/steps": 25.0, "two/detour": 4.0, "wine/condition": 1e6, "wine/steps": 1e6} | ratios
+def _conclude(ratios: Mapping[str, float] = {}, noise: float = 0.0, raw_condition: float = 30.0) -> Conclusion:
+    usual: dict[str, float] = {"two/steps": 25.0, "two/detour": 4.0, "wine/condition": 1e6, "wine/steps": 1e6} | ratios
     results = []
     for run in CLAIM.plan(range(5), None):
         raw = run.arm == "as measured"
         values: dict[str, float | list[float]] = {
             name: 2.0 * (ratio * (1 + noise * (run.seed - 2)) if raw else 1) for name, ratio in usual.items()
         }
-        values |= {"two/condition": 30.0, "two/correlation": 0.2, "two/turns": 1}
+        values |= {"two/condition": raw_condition if raw else 1.5, "two/correlation": 0.2, "two/turns": 1}
         values |= {"breast cancer/condition": 9.0, "breast cancer/steps": 9.0}
         values |= {"two/hessian": [1.0, 0.0, 0.0, 2.0], "two/minimum": [0.0, 0.0], "two/way": [1.0, 1.0, 0.0, 0.0]}
         results.append(Result(run, values))
-    return CLAIM.conclude(results).verdict
+    return CLAIM.conclude(results)
 
 
 def test_conclude_reaches_every_verdict_by_each_ratio() -> None:
-    assert _conclude() is Verdict.REPRODUCED
+    assert _conclude().verdict is Verdict.REPRODUCED
     for name, least in {"two/steps": 2, "two/detour": 1, "wine/condition": 10, "wine/steps": 10}.items():
-        assert _conclude({name: 0.9 * least}) is Verdict.NOT_REPRODUCED
-        assert _conclude({name: 1.05 * least}, noise=0.2) is Verdict.INCONCLUSIVE
+        assert _conclude({name: 0.9 * least}).verdict is Verdict.NOT_REPRODUCED
+        assert _conclude({name: 1.05 * least}, noise=0.2).verdict is Verdict.INCONCLUSIVE
+
+
+def test_the_effect_that_decided_comes_first() -> None:
+    assert _conclude().effects[0].name.startswith("Steps of gradient descent, two features")
+    assert _conclude({"wine/condition": 9.0}).effects[0].name.startswith("Condition number, whole wine table")
+    assert _conclude({"wine/steps": 9.0}).effects[0].name.startswith("Steps of gradient descent, whole wine table")
+    wide = _conclude({"two/detour": 1.05}, noise=0.2)
+    assert wide.effects[0].name.startswith("Way of gradient descent")
+
+
+def test_a_valley_is_named_so_only_where_it_is_narrow() -> None:
+    assert "narrow valley" in _conclude().charts[0].title
+    assert "narrow valley" not in _conclude(raw_condition=4.0).charts[0].title

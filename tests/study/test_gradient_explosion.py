@@ -75,3 +75,21 @@ def test_conclude_reaches_every_verdict() -> None:
     same = _conclude(_right, lambda s: math.log(1.22) + 0.05 * wave(s))
     assert same.verdict is Verdict.INCONCLUSIVE
     assert _conclude(_right, lambda s: 0.5 + 1e-3 * wave(s)).verdict is Verdict.NOT_REPRODUCED
+
+
+def test_the_effect_that_decided_comes_first() -> None:
+    assert _conclude(_right, _flat).effects[0].name.startswith("Growth of the gradient a layer at B = 128 (theorem")
+    wrong = _conclude(lambda b, s: _right(b, s) - 0.02 * (b == 32), _flat)
+    assert wrong.effects[0].name.startswith("Growth of the gradient a layer at B = 32 (theorem")
+    below = _conclude(_right, lambda s: 0.2 + 1e-3 * wave(s))
+    assert below.verdict is Verdict.NOT_REPRODUCED
+    assert below.effects[0].name == "Growth of the gradient a layer at B = 128 over that without batch norm"
+
+
+def test_the_chart_follows_the_rules_tolerance() -> None:
+    follows = "The measured growth follows the theorem at every batch size"
+    assert _conclude(_right, _flat).charts[0].title == follows
+    # 1.5% off at a batch size that is no part of the verdict: reproduced, and not at every batch size.
+    off = _conclude(lambda b, s: _right(b, s) + 0.015 * (b == 8), _flat)
+    assert off.verdict is Verdict.REPRODUCED
+    assert off.charts[0].title != follows

@@ -1,11 +1,13 @@
 import math
 
 import pytest
+import torch
+from torch import nn
 
 from batchnorm.study import Conclusion, Result, Verdict
 from batchnorm.study.claims.gradient_explosion import predicted_growth
 from batchnorm.study.claims.saturation import Saturation
-from batchnorm.study.gradients import wide_factor
+from batchnorm.study.gradients import log_norms, lost, wide_factor
 from study.helpers import DIGITS, run_here, wave
 
 SMALL = Saturation(depth=30, depths=(5,), scales=(0.25, 1.0, 4.0), width=60)
@@ -88,3 +90,50 @@ def test_each_statement_alone_can_refute_it(case: tuple[str, str, float], value:
     conclusion = _conclude({case: value})
     assert conclusion.verdict is Verdict.NOT_REPRODUCED
     assert _word(conclusion, statement) == "refuted"
+
+
+def test_the_effect_that_decided_comes_first() -> None:
+    assert _conclude({("tanh", "batch norm", 1.0): 9.0}).effects[0].name.endswith("tanh, weights ×1")
+    assert _conclude({("sigmoid", "batch norm", 1.0): 0.0}).effects[0].name.endswith("sigmoid, batch norm, weights ×1")
+
+
+def test_gradients_that_are_no_numbers_or_vanish_at_once_leave_it_open() -> None:
+    labels = torch.tensor([0, 1])
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).double()
+    for module in (model[0], model[2]):
+        module.weight.data.fill_(0.5)  # so that no unit is dead
+    usual = log_norms(model, torch.ones(2, 2, dtype=torch.float64), labels)
+    assert not lost(usual)
+    for size in (math.nan, math.inf):
+        logs = log_norms(model, torch.full((2, 2), size, dtype=torch.float64), labels)
+        assert all(map(math.isfinite, logs))
+        assert lost(logs)
+    model[4].weight.data.zero_()  # no gradient reaches the last hidden layer
+    assert lost(log_norms(model, torch.ones(2, 2, dtype=torch.float64), labels))
+    # A gradient that vanishes on its way has vanished: that is what is measured.
+    assert not lost([-708.4, -300.0, -1.0])
+
+
+def test_one_network_that_cannot_be_measured_makes_it_inconclusive() -> None:
+    claim = Saturation()
+    results = [Result(run, {}) for run in claim.plan(range(5), DIGITS)]
+    names = [*(f"scale {scale:g}" for scale in claim.scales), *(f"depth {depth}" for depth in claim.depths)]
+    for result in results:
+        result.values.update({name: [0.0] * claim.depth for name in names})
+    results[3].values["scale 4"] = [math.log(1.7e308)] * claim.depth
+    conclusion = claim.conclude(results)
+    assert conclusion.verdict is Verdict.INCONCLUSIVE
+    assert "In 1 of 240 networks" in conclusion.reason
+
+
+def test_the_weights_scale_does_not_matter_is_said_of_the_whole_network() -> None:
+    # 0.6% a layer looks like nothing and is a third over 48 layers; 1.5% a layer is a factor of 2.
+    for change, title in ((0.3, "With batch norm the weights' scale does not matter"), (0.72, "The factor a layer by")):
+        conclusion = _conclude({("tanh", "batch norm", 4.0): 0.5 + change})
+        assert conclusion.charts[1].title.startswith(title)
+
+
+def test_the_explanation_of_no_vanishing_is_given_only_where_nothing_vanished() -> None:
+    assert _conclude({}).findings[0].startswith("What theory says")  # made-up sigmoid nets vanish with batch norm
+    grows = {("sigmoid", "batch norm", scale): 1.0 for scale in Saturation().scales}
+    assert _conclude(grows).findings[0].startswith("Why batch norm")

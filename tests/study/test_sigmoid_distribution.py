@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from batchnorm.study import Result, Verdict
+from batchnorm.report.chart import Curves
+from batchnorm.study import Conclusion, Result, Verdict
 from batchnorm.study.claims.sigmoid_distribution import SigmoidDistribution, binarised, drift
 from batchnorm.study.data import split
-from study.helpers import DIGITS, run_here, wave
+from study.helpers import DIGITS, baseline_of, run_here, wave
 
 SMALL = SigmoidDistribution(hidden=(24, 24, 24), rates=(0.3, 1.0), steps=250, every=25)
 
@@ -61,18 +62,33 @@ def test_images_become_binary_by_one_threshold() -> None:
     assert torch.equal(parts.train[1], split(DIGITS, 0).train[1])
 
 
-def _conclude(norm: float, noise: float = 0.02, best: float = 0.9) -> Verdict:
+def _concluded(
+    norm: float,
+    noise: float = 0.02,
+    best: float = 0.9,
+    *,
+    plain_best: float = 0.9,
+    guessing: float = 0.1,
+    away: tuple[list[float], list[float]] = ([0.1, 0.1, 0.0], [0.5, 0.5, 0.0]),
+    wide: float = 1.0,
+) -> Conclusion:
     claim = SigmoidDistribution(rates=(0.3,))
     results = []
     for run in claim.plan(range(5), DIGITS):
-        value = norm * float(np.exp(noise * wave(run.seed))) if run.arm.startswith("norm") else 1.0
-        values: dict[str, float | list[float]] = {"best": best, "test": best, "drift, running statistics": value}
+        ours = run.arm.startswith("norm")
+        value = norm * float(np.exp(noise * wave(run.seed))) if ours else 1.0
+        reached = best if ours else plain_best
+        values: dict[str, float | list[float]] = {"best": reached, "test": reached, "drift, running statistics": value}
         for layer in (1, 2, 3):
             values |= {f"drift {layer}": value, f"drift {layer}, upper tenth": value, f"path {layer}": value}
-        for name in ("steps", "away", "typical 15", "typical 50", "typical 85"):
-            values[name] = [0.0, 1.0]
+        values |= {"steps": [0.0, 1.0, 2.0], "away": away[0] if ours else away[1], **baseline_of(guessing)}
+        values |= {"typical 15": [-0.1, 0.0, -0.1 * wide], "typical 50": [0.0] * 3, "typical 85": [0.1, 1, 0.1 * wide]}
         results.append(Result(run, values))
-    return claim.conclude(results).verdict
+    return claim.conclude(results)
+
+
+def _conclude(norm: float, noise: float = 0.02, best: float = 0.9, plain_best: float = 0.9) -> Verdict:
+    return _concluded(norm, noise, best, plain_best=plain_best).verdict
 
 
 def test_conclude_reaches_every_verdict() -> None:
@@ -84,3 +100,23 @@ def test_conclude_reaches_every_verdict() -> None:
 
 def test_a_network_that_learns_nothing_is_not_called_stable() -> None:
     assert _conclude(0.1, best=0.2) is Verdict.INCONCLUSIVE
+    assert _conclude(0.1, plain_best=0.2) is Verdict.INCONCLUSIVE
+    assert _conclude(0.1, best=0.46) is Verdict.REPRODUCED  # of ten classes: less than half, and learnt
+    noise = _concluded(0.1, best=0.97, plain_best=0.97, guessing=0.97)
+    assert noise.verdict is Verdict.INCONCLUSIVE
+    assert "stayed at 97.0% validation accuracy, where guessing gives 97.0%" in noise.reason
+
+
+def test_the_title_says_what_the_lines_show() -> None:
+    def title(ours: list[float], plain: list[float]) -> str:
+        chart = _concluded(0.4, away=(ours, plain)).charts[1]  # reproduced, whatever these lines are
+        assert isinstance(chart, Curves)
+        return chart.title
+
+    assert title([0.1, 0.1, 0.0], [0.5, 0.5, 0.0]).startswith("All units: at 2 of 2 looks the inputs are closer")
+    assert title([0.1, 0.5, 0.0], [0.5, 0.1, 0.0]) == "All units: how far the inputs are from their final distribution"
+
+
+def test_that_the_plain_nets_units_spread_out_is_said_where_they_do() -> None:
+    assert "from 0.2 between the 15th and the 85th percentile to 2" in _concluded(0.4, wide=10.0).findings[2]
+    assert "spreads out" not in _concluded(0.4, wide=1.0).findings[2]

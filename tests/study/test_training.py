@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +59,48 @@ def test_a_run_that_diverges_says_so_and_counts_as_zero() -> None:
     history = train(model, split(DIGITS, 0), recipe, seed=0, report=lambda done, note: None)
     assert history.diverged
     assert history.validation[-1] == 0.0
+
+
+def test_an_image_whose_outputs_are_not_finite_counts_as_wrong() -> None:
+    class Broken(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            outputs = torch.eye(3)[torch.zeros(len(images), dtype=torch.long)]
+            outputs[1], outputs[2, 0], outputs[3, 1] = math.nan, math.inf, -math.inf
+            return outputs
+
+    # All five are named class 0, the NaNs too: they are their own largest value, and the first of them wins.
+    assert accuracy(Broken(), torch.zeros(5, 1), torch.zeros(5, dtype=torch.long)) == 2 / 5
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_weights_that_stopped_being_finite_are_noticed_at_once_and_never_the_best(every: int) -> None:
+    # The loss of the first step is finite, and its update makes every weight infinite.
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    parts = split(DIGITS, 0)
+    bright = replace(parts, train=(1e4 * parts.train[0], parts.train[1]))
+    recipe = Recipe(3e38, steps=every, every=every)
+    history = train(model, bright, recipe, seed=0, report=lambda done, note: None)
+    assert history.diverged
+    assert history.validation == [0.0]
+    assert history.test == 0.0
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), start, strict=True))
+
+
+def test_a_run_that_diverges_late_ends_with_the_weights_that_were_best_before() -> None:
+    parts = split(DIGITS, 0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def spoil(step: int) -> None:
+        if step == 40:
+            with torch.no_grad():
+                model[1].bias += math.inf
+
+    history = train(model, parts, Recipe(0.05, steps=60, every=20), seed=0, report=lambda d, n: None, watch=spoil)
+    assert history.diverged
+    assert history.validation[-1] == 0.0
+    assert accuracy(model, *parts.validation) == max(history.validation) > 0.5
+    assert history.test == accuracy(model, *parts.test)
 
 
 def test_the_test_split_is_used_once_with_the_best_weights() -> None:

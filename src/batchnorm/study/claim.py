@@ -61,6 +61,7 @@ class About:
         title: The claim in a line.
         statement: The claim in plain words.
         formula: What is compared, as a formula in LaTeX.
+        symbols: What the letters in it are, in a sentence; empty where it says so itself.
         source: Paper and section.
         paper: The paper's own number and why it is not comparable with ours; None where none was checked.
         setup: What is run.
@@ -80,6 +81,7 @@ class About:
     title: str
     statement: str
     formula: str
+    symbols: str = ""
     source: str
     paper: str | None
     setup: str
@@ -189,6 +191,7 @@ class Conclusion:
         charts: Pictures of the results.
         findings: What else the results show or do not show, a sentence each.
         headline: A picture for the summary at the top of the page: training with batch norm and without.
+        short: For the summary's row, where the first effect alone would mislead: an effect, and of what.
     """
 
     verdict: Verdict
@@ -197,6 +200,7 @@ class Conclusion:
     charts: Sequence[Figure] = field(default_factory=tuple)
     findings: Sequence[str] = field(default_factory=tuple)
     headline: Figure | None = None
+    short: tuple[str, str] | None = None
 
 
 class Experiment(ABC):

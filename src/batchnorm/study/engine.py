@@ -54,6 +54,8 @@ class Outcome:
     @property
     def effect(self) -> tuple[str, str]:
         """The effect that decided and what it is an effect of, in words."""
+        if self.conclusion.short is not None:
+            return self.conclusion.short
         effects = self.conclusion.effects
         return (str(effects[0]), effects[0].name) if effects else ("none", self.conclusion.reason)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["log_norms", "wide_factor"]
+__all__ = ["log_norms", "lost", "wide_factor"]
+
+_LEAST, _MOST = 2.3e-308, 1.7e308  # float64's smallest normal number and nearly its largest
 
 
 def wide_factor(activation: str) -> float:
@@ -35,5 +38,12 @@ def log_norms(model: nn.Sequential, images: Tensor, labels: Tensor) -> list[floa
         if isinstance(module, nn.Linear):
             outputs.append(hidden)
     gradients = torch.autograd.grad(nn.functional.cross_entropy(hidden, labels), outputs[:-1])
-    # A gradient that underflows float64 counts as its smallest normal number: it has vanished.
-    return [math.log(max(float(gradient.norm()), 2.3e-308)) for gradient in gradients]
+    norms = [float(gradient.norm()) for gradient in gradients]
+    # A gradient that underflows float64 counts as its smallest normal number: it has vanished. One that is no number
+    # counts as the largest: results hold no NaN.
+    return [math.log(max(norm, _LEAST) if math.isfinite(norm) else _MOST) for norm in norms]
+
+
+def lost(logs: Sequence[float]) -> bool:
+    """Whether nothing can be said of how these norms change by layer: one is no number, or the last has vanished."""
+    return max(logs) >= math.log(_MOST) or logs[-1] <= math.log(_LEAST)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from .claim import Verdict
 from .statistics import Interval, interval
 
-__all__ = ["Case", "joined"]
+__all__ = ["Case", "joined", "rank"]
+
+_DECIDES = (Verdict.NOT_REPRODUCED, Verdict.INCONCLUSIVE, Verdict.REPRODUCED)
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,11 @@ class Case:
         return Verdict.INCONCLUSIVE
 
 
+def rank(verdict: Verdict) -> int:
+    """Place in the order in which verdicts on parts decide the verdict on the whole: what refutes it comes first."""
+    return _DECIDES.index(verdict)
+
+
 def joined(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict on all together: one refuted refutes them, and all must hold."""
-    for verdict in (Verdict.NOT_REPRODUCED, Verdict.INCONCLUSIVE):
-        if verdict in verdicts:
-            return verdict
-    return Verdict.REPRODUCED
+    return min(verdicts, key=rank)

@@ -49,8 +49,8 @@ class History:
         steps: After how many updates the validation split was looked at.
         validation: Accuracy on it then.
         test: Accuracy on the test split of the weights that were best on the validation split: the only time
-            the test split is used.
-        diverged: Whether the loss became NaN or infinite.
+            the test split is used. 0 where the run diverged before the first look, since there are no such weights.
+        diverged: Whether the loss or a weight became NaN or infinite.
     """
 
     steps: Sequence[int]
@@ -61,13 +61,16 @@ class History:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images classified rightly in evaluation mode; the model's mode is kept."""
+    """Share of images classified rightly in evaluation mode; the model's mode is kept.
+
+    An image whose outputs are not all finite counts as wrong: the largest of NaNs is the first, which names a class.
+    """
     before = model.training
     model.eval()
-    right = sum(
-        int((model(part).argmax(1) == wanted).sum())
-        for part, wanted in zip(images.split(500), labels.split(500), strict=True)
-    )
+    right = 0
+    for part, wanted in zip(images.split(500), labels.split(500), strict=True):
+        outputs = model(part)
+        right += int(((outputs.argmax(1) == wanted) & outputs.isfinite().all(1)).sum())
     model.train(before)
     return right / len(labels)
 
@@ -83,8 +86,9 @@ def train(
 ) -> History:
     """Trains a model in place and looks at the validation split every few steps.
 
-    A run whose loss is not finite is not updated again; from there on its validation accuracy counts as 0. At each
-    look ``watch`` is called with the step, to measure what the model holds; it leaves the model as it was.
+    A run whose loss or weights are not finite is not updated again; from there on its validation accuracy counts as 0.
+    It ends with the weights that were best before, or with those it began with if it was never looked at before.
+    At each look ``watch`` is called with the step, to measure what the model holds; it leaves the model as it was.
     """
     images, labels = split.train
     rate = recipe.learning_rate
@@ -115,11 +119,14 @@ def train(
             loss.backward()
             optimizer.step()
         if step % recipe.every == 0 or step == recipe.steps:
+            # An update may have made weights infinite, which the loss would show only at the next one.
+            diverged = diverged or not all(bool(weight.isfinite().all()) for weight in model.parameters())
             looks.append(step)
             seen.append(0.0 if diverged else accuracy(model, *split.validation))
-            if seen[-1] > best:
+            if not diverged and seen[-1] > best:
                 best, best_weights = seen[-1], copy.deepcopy(model.state_dict())
             watch(step)
             report(step / recipe.steps, f"step {step}/{recipe.steps}, validation {100 * seen[-1]:.1f}%")
     model.load_state_dict(best_weights)
-    return History(looks, seen, accuracy(model, *split.test), diverged)
+    test = accuracy(model, *split.test) if best >= 0 else 0.0
+    return History(looks, seen, test, diverged)

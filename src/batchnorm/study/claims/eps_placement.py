@@ -15,11 +15,13 @@ from ... import BatchNorm1d, Standardize
 from ...report.chart import Curves, Panels, Series
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict
 from ..data import Source, table
-from ..statistics import interval
+from ..statements import joined, rank
+from ..statistics import Interval, interval
 
 __all__ = ["CLAIM", "EpsPlacement"]
 
 _PLACES = {"outside": "ε outside the root", "last": "last axis"}
+_FAR = 10  # "far earlier" is at a scale this many times as large
 
 
 def _outside(x: Tensor, eps: float) -> Tensor:
@@ -86,9 +88,14 @@ class EpsPlacement(Claim):
         ),
         formula=(
             r"\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \;\ne\; \frac{x - \mu}{\sigma + \epsilon}, \qquad "
-            r"\text{ratio of the two: } \frac{\sigma + \epsilon}{\sqrt{\sigma^2 + \epsilon}} \to "
+            r"\frac{\sigma + \epsilon}{\sqrt{\sigma^2 + \epsilon}} \to "
             r"\begin{cases} 1 & \sigma \gg \sqrt{\epsilon} \\ \sqrt{\epsilon} & \sigma \to 0 \end{cases}"
         ),
+        symbols=(
+            "Here μ and σ are a feature's mean and standard deviation over the batch, and ε is a small number, 10⁻⁵ by "
+            "default. The fraction is the ratio of the two forms."
+        ),
+        calculation=True,
         source=(
             "Batch norm with ε inside the root: Ioffe & Szegedy 2015 (arXiv 1502.03167), Algorithm 1; layer norm: "
             "Ba, Kiros & Hinton 2016 (arXiv 1607.06450)"
@@ -159,27 +166,34 @@ class EpsPlacement(Claim):
         one = min(range(len(self.scales)), key=lambda place: abs(math.log(self.scales[place])))
         at_one = {name: [run.numbers(name)[one] for run in results] for name in _PLACES}
         error = max(max(run.numbers("error")) for run in results)
-        if any(span.high < self.margin for span in raw.values()):
-            verdict = Verdict.NOT_REPRODUCED
-        elif (
-            all(span.low > self.margin for span in raw.values())
-            and max(at_one["outside"]) < self.margin < min(at_one["last"])
-            and error <= self.exact
-        ):
-            verdict = Verdict.REPRODUCED
-        else:
-            verdict = Verdict.INCONCLUSIVE
+        judged = {name: self._judge(span) for name, span in raw.items()}
+        fits = {
+            "outside": max(at_one["outside"]) < self.margin,
+            "last": min(at_one["last"]) > self.margin,
+            "formula": error <= self.exact,
+        }
+        verdict = joined([*judged.values(), *(_held(fit) for fit in fits.values())])
         near = min(range(len(self.scales)), key=lambda place: abs(math.log(self.scales[place] ** 2 / self.eps)))
-        effects = [
-            Effect(
-                "Difference to batch norm, ε outside the root, features as measured", raw["outside"].scaled(100), "%"
-            ),
-            Effect("Difference to batch norm, last axis, features as measured", raw["last"].scaled(100), "%"),
+        ranked = [
+            (
+                rank(judged[name]),
+                Effect(f"Difference to batch norm, {words}, features as measured", raw[name].scaled(100), "%"),
+            )
+            for name, words in _PLACES.items()
         ]
         for name, words in _PLACES.items():
             for place in (one, near):
-                spans = interval([run.numbers(name)[place] for run in results]).scaled(100)
-                effects.append(Effect(f"Difference to batch norm, {words}, scale {self.scales[place]:.2g}", spans, "%"))
+                span = interval([run.numbers(name)[place] for run in results]).scaled(100)
+                # At the other scale the difference is shown and not judged.
+                own = _held(fits[name]) if place == one else Verdict.REPRODUCED
+                label = f"Difference to batch norm, {words}, scale {self.scales[place]:.2g}"
+                ranked.append((rank(own), Effect(label, span, "%")))
+        misses = interval([max(run.numbers("error")) for run in results])
+        ranked.append(
+            (rank(_held(fits["formula"])), Effect("Largest error of the formula for ε outside the root", misses))
+        )
+        # The effect that decided comes first; of effects that decide alike the order stays.
+        effects = [effect for _, effect in sorted(ranked, key=lambda pair: pair[0])]
         return Conclusion(
             verdict,
             f"On the features as measured the form with ε outside the root differs from batch norm by "
@@ -190,6 +204,12 @@ class EpsPlacement(Claim):
             [self._spread_chart(results), self._difference_chart(results)],
             self._findings(results, error),
         )
+
+    def _judge(self, span: Interval) -> Verdict:
+        """Whether a form differs on the features as measured."""
+        if span.high < self.margin:
+            return Verdict.NOT_REPRODUCED
+        return Verdict.REPRODUCED if span.low > self.margin else Verdict.INCONCLUSIVE
 
     def _findings(self, results: Sequence[Result], error: float) -> list[str]:
         deviations = np.array([run.numbers("deviations") for run in results])
@@ -227,7 +247,14 @@ class EpsPlacement(Claim):
         lines = []
         for label, name, color in (("inside the root", "spread", 1), ("outside", "spread outside", 2)):
             lines.append(Series(label, scales, _mean(results, name), color, markers=True))
-        apart = max(_mean(results, "outside")) > self.margin
+        # Where the output's spread comes below a half: ε in the root does that at a far larger scale, or not.
+        held = [
+            max(
+                (scale for scale, spread in zip(scales, _mean(results, name), strict=True) if spread < 0.5), default=0.0
+            )
+            for name in ("spread", "spread outside")
+        ]
+        apart = held[0] >= _FAR * held[1] and held[0] > 0
         return Curves(
             "Small features: ε in the root holds them down far earlier than ε outside it"
             if apart
@@ -290,6 +317,11 @@ class EpsPlacement(Claim):
 def _ratio(deviation: float, eps: float) -> float:
     """Output with ε outside the root over output with ε inside it."""
     return math.sqrt(deviation**2 + eps) / (deviation + eps)
+
+
+def _held(fits: bool) -> Verdict:
+    """What a part of the rule says that can leave the claim open and cannot refute it."""
+    return Verdict.REPRODUCED if fits else Verdict.INCONCLUSIVE
 
 
 def _mean(results: Sequence[Result], name: str) -> list[float]:

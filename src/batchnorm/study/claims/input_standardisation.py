@@ -15,6 +15,7 @@ from ...report.chart import Curves, Figure, Series
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
 from ..copies import Copies, losses_of
 from ..data import Source, table
+from ..statements import joined, rank
 from ..statistics import Interval, interval
 
 __all__ = ["CLAIM", "InputStandardisation"]
@@ -36,7 +37,7 @@ class InputStandardisation(Claim):
         lasting: Steps in a row that it must be at most that, so that a lucky one does not count.
         raw: False gives every arm standardised input: the effect removed.
         learns: The raw arm must get below this share of the loss of guessing, or there is no baseline.
-        worthwhile: A ratio of steps that would be worth having; an interval above it refutes the claim.
+        worthwhile: The ratio of steps that the verdict asks for: fewer by so much is worth having.
     """
 
     features: str = "breast_cancer"
@@ -63,6 +64,7 @@ class InputStandardisation(Claim):
             r"\hat{x}_j = \frac{x_j - \mu_j}{\sigma_j}, \qquad "
             r"\text{ratio} = \frac{\text{steps on } \hat{x} \text{ to the tolerance}}{\text{steps on } x}"
         ),
+        symbols="Here x_j is feature j, μ_j its mean and σ_j its standard deviation over the training part.",
         source=(
             "Common practice, as in LeCun et al. 1998, Efficient BackProp, Section 4.3 (the mean and spread of the "
             "inputs), and Ioffe & Szegedy 2015 (arXiv 1502.03167), Section 2, who carry it into the network"
@@ -82,10 +84,10 @@ class InputStandardisation(Claim):
             "first step from which the validation split's cross-entropy is at most 0.2 for 10 steps in a row "
             "(guessing gives 0.66)"
         ),
-        direction="fewer than on raw features, for both: ratios below 1",
+        direction="at least a tenth fewer than on raw features, for both: ratios below 0.9",
         pass_rule=(
             "Both ratios, standardised and batch norm first, each against raw, paired by seed, in logarithms. "
-            "Reproduced: both arms get to the tolerance in every seed, and both 95% intervals lie below 1. Not "
+            "Reproduced: both arms get to the tolerance in every seed, and both 95% intervals lie below 0.9. Not "
             "reproduced: one of the two does not get there in more than half of the seeds, or its interval lies "
             "above 0.9. Otherwise inconclusive; so too if in some seed the raw arm does not even halve the loss of "
             "guessing at any rate. An arm that never gets there counts with its last step, which is too few: for "
@@ -177,39 +179,86 @@ class InputStandardisation(Claim):
         """Compares steps to the tolerance, each arm at its best rate."""
         arms = by_arm(results)
         raw = arms[_RAW]
-        ratios = {arm: _ratio(arms[arm], raw) for arm in (_STANDARDISED, _NORM_FIRST)}
-        arrived = {arm: sum(_arrived(result) for result in runs.values()) for arm, runs in arms.items()}
-        learns = all(result.number("best") < self.learns * result.number("guessing") for result in raw.values())
-        refuted = [ratio.low > self.worthwhile or arrived[arm] < len(raw) / 2 for arm, ratio in ratios.items()]
-        shown = [ratio.high < 1 and arrived[arm] == len(raw) for arm, ratio in ratios.items()]
-        if not learns:
-            verdict = Verdict.INCONCLUSIVE
-        elif any(refuted):
-            verdict = Verdict.NOT_REPRODUCED
-        else:
-            verdict = Verdict.REPRODUCED if all(shown) else Verdict.INCONCLUSIVE
-        missed = len(raw) - arrived[_RAW]
-        note = f"raw never got there in {missed} of {len(raw)} seeds: the ratio is an upper bound" if missed else ""
+        ratios = {arm: _ratio(arms[arm], raw) for arm in _TREATED}
+        missed = {arm: sum(not _arrived(result) for result in runs.values()) for arm, runs in arms.items()}
+        baseline = [result.number("best") / result.number("guessing") for result in raw.values()]
+        judged = {arm: self._judge(ratio, missed[arm]) for arm, ratio in ratios.items()}
+        verdict = joined(list(judged.values())) if max(baseline) < self.learns else Verdict.INCONCLUSIVE
+        # The effect that decided comes first: the arm that refutes the claim or leaves it open.
         effects = [
-            Effect(f"Steps to the tolerance, {_WORDS[arm]} against raw", ratio, "×", note, ratio=True)
-            for arm, ratio in ratios.items()
+            Effect(
+                f"Steps to the tolerance, {_WORDS[arm]} against raw",
+                ratios[arm],
+                "×",
+                self._note(arm, _RAW, missed, len(raw)),
+                ratio=True,
+            )
+            for arm in sorted(_TREATED, key=lambda arm: rank(judged[arm]))
         ]
         between = _ratio(arms[_NORM_FIRST], arms[_STANDARDISED])
-        effects.append(Effect("Steps to the tolerance, batch norm first against standardised", between, "×", "", True))
-        for arm in ratios:
+        note = self._note(_NORM_FIRST, _STANDARDISED, missed, len(raw))
+        effects.append(
+            Effect("Steps to the tolerance, batch norm first against standardised", between, "×", note, True)
+        )
+        for arm in _TREATED:
             gain = interval([100 * (arms[arm][seed].number("test") - raw[seed].number("test")) for seed in raw])
             effects.append(Effect(f"Test accuracy, {_WORDS[arm]} minus raw", gain, "points"))
+        learned = Effect(
+            f"Lowest validation loss on raw features over that of guessing (must be below {self.learns:g})",
+            interval(baseline),
+            "×",
+            ratio=True,
+        )
+        effects.insert(len(effects) if max(baseline) < self.learns else 0, learned)
+        return Conclusion(
+            verdict,
+            self._reason(arms, ratios, missed, max(baseline)),
+            effects,
+            self._charts(arms),
+            self._findings(arms),
+        )
+
+    def _judge(self, ratio: Interval, missed: int) -> Verdict:
+        """The rule for one arm; of its seeds so many never got to the tolerance."""
+        if ratio.low > self.worthwhile or missed > ratio.count / 2:
+            return Verdict.NOT_REPRODUCED
+        return Verdict.REPRODUCED if ratio.high < self.worthwhile and not missed else Verdict.INCONCLUSIVE
+
+    def _note(self, treatment: str, control: str, missed: Mapping[str, int], seeds: int) -> str:
+        """What it means for a ratio that some trainings count the last step and not the one they would need."""
+        never = [
+            f"{_WORDS[arm]} never got there in {missed[arm]} of {seeds} seeds"
+            for arm in (control, treatment)
+            if missed[arm]
+        ]
+        if not never:
+            return ""
+        bound = "neither an upper nor a lower" if len(never) > 1 else "an upper" if missed[control] else "a lower"
+        return f"{' and '.join(never)}: the ratio is {bound} bound"
+
+    def _reason(
+        self,
+        arms: Mapping[str, Mapping[int, Result]],
+        ratios: Mapping[str, Interval],
+        missed: Mapping[str, int],
+        baseline: float,
+    ) -> str:
         took = {arm: _range([_steps(result) for result in runs.values()]) for arm, runs in arms.items()}
-        reason = (
+        seeds = len(arms[_RAW])
+        sentences = [
             f"To a lasting validation loss of {self.tolerance:g} raw features take {took[_RAW]} steps, standardised "
             f"features {took[_STANDARDISED]} and batch norm first {took[_NORM_FIRST]}: "
             f"{_share(ratios[_STANDARDISED])} and {_share(ratios[_NORM_FIRST])} of the raw arm's."
-            + (
-                f" Raw features never got there in {missed} of {len(raw)} seeds and count {self.steps} steps."
-                * bool(missed)
+        ]
+        if any(missed.values()):
+            never = " and ".join(f"{_WORDS[arm]} in {count} of {seeds} seeds" for arm, count in missed.items() if count)
+            sentences.append(f"Never got there: {never}; that counts as {self.steps} steps.")
+        if baseline >= self.learns:
+            sentences.append(
+                f"In some seed raw features do not get below {baseline:.2g} times the loss of guessing: there is no "
+                "baseline."
             )
-        )
-        return Conclusion(verdict, reason, effects, self._charts(arms), self._findings(arms))
+        return " ".join(sentences)
 
     def _findings(self, arms: Mapping[str, Mapping[int, Result]]) -> list[str]:
         everything = [result for runs in arms.values() for result in runs.values()]
@@ -238,13 +287,12 @@ class InputStandardisation(Claim):
         at = [float(step + 1) for step in self._shown()]
         losses, steps = [], []
         for arm, runs in arms.items():
-            curves = [[math.log(loss) for loss in result.numbers("curve")] for result in runs.values()]
+            # Where every answer is right beyond float32's doubt the loss is 0, which has no logarithm.
+            curves = [[math.log(max(loss, 1e-9)) for loss in result.numbers("curve")] for result in runs.values()]
             losses.append(_band(_LABELS[arm], at, curves, _COLORS[arm]))
             counts = [[math.log(count) for count in result.numbers("steps")] for result in runs.values()]
             steps.append(_band(_LABELS[arm], self.rates, counts, _COLORS[arm], markers=True))
         losses.append(Series("tolerance", [at[0], at[-1]], [self.tolerance] * 2, 5, dash="dot"))
-        widest = {arm: sum(all(column) for column in zip(*_flags(runs), strict=True)) for arm, runs in arms.items()}
-        more = min(widest[_STANDARDISED], widest[_NORM_FIRST]) > widest[_RAW]
         note = "Geometric mean over seeds; the band spans the lowest and the highest seed."
         return [
             Curves(
@@ -257,9 +305,7 @@ class InputStandardisation(Claim):
                 note=note,
             ),
             Curves(
-                "With standardised features far larger learning rates work, and more of them"
-                if more
-                else "Steps to the tolerance at each learning rate",
+                self._rates_title(arms),
                 "learning rate",
                 "steps to the tolerance",
                 steps,
@@ -269,8 +315,31 @@ class InputStandardisation(Claim):
             ),
         ]
 
+    def _rates_title(self, arms: Mapping[str, Mapping[int, Result]]) -> str:
+        """Compares the rates that work in every seed, in number and in size; in the raw arm, in any seed."""
+        flags = {
+            arm: list(zip(*(run.numbers("arrived") for run in runs.values()), strict=True))
+            for arm, runs in arms.items()
+        }
+        working = {
+            arm: [
+                rate
+                for rate, column in zip(self.rates, columns, strict=True)
+                if (any(column) if arm == _RAW else all(column))
+            ]
+            for arm, columns in flags.items()
+        }
+        more = min(len(working[arm]) for arm in _TREATED) > len(working[_RAW])
+        if more and not working[_RAW]:
+            return "Learning rates work with standardised features, and none with raw ones"
+        if more and min(max(working[arm]) for arm in _TREATED) >= _FAR * max(working[_RAW]):
+            return "With standardised features far larger learning rates work, and more of them"
+        return "Steps to the tolerance at each learning rate"
+
 
 _DIVERGED = 1e6
+_FAR = 10  # "far larger" is by this factor at least
+_TREATED = (_STANDARDISED, _NORM_FIRST)
 _WORDS = {_RAW: "raw", _STANDARDISED: "standardised", _NORM_FIRST: "batch norm first"}
 _LABELS = {_RAW: "raw", _STANDARDISED: "standardised", _NORM_FIRST: "norm first"}
 _COLORS = {_RAW: 0, _STANDARDISED: 3, _NORM_FIRST: 1}
@@ -282,10 +351,6 @@ def _steps(result: Result) -> float:
 
 def _arrived(result: Result) -> bool:
     return bool(result.numbers("arrived")[int(result.number("chosen"))])
-
-
-def _flags(runs: Mapping[int, Result]) -> list[list[float]]:
-    return [result.numbers("arrived") for result in runs.values()]
 
 
 def _ratio(treatment: Mapping[int, Result], control: Mapping[int, Result]) -> Interval:

@@ -14,9 +14,9 @@ from torch import nn
 from ...report.chart import Curves, Panels, Series
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
 from ..data import Source, split
-from ..gradients import log_norms, wide_factor
+from ..gradients import log_norms, lost, wide_factor
 from ..networks import fully_connected
-from ..statements import Case, joined
+from ..statements import Case, joined, rank
 from ..statistics import interval
 
 __all__ = ["CLAIM", "Saturation"]
@@ -24,6 +24,7 @@ __all__ = ["CLAIM", "Saturation"]
 _ACTIVATIONS = ("sigmoid", "tanh", "relu")
 _WRITTEN = {"sigmoid": "sigmoid", "tanh": "tanh", "relu": "ReLU"}
 _WITH, _WITHOUT = "batch norm", "no batch norm"
+_SHOWN = (0.05, 5.0)  # factors a layer that one scale of all three pictures shows
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ class Saturation(Claim):
         formula=(
             r"\left\lVert \frac{\partial \mathcal{L}}{\partial z^{(2)}} \right\rVert = g^{\,L - 2} \left\lVert "
             r"\frac{\partial \mathcal{L}}{\partial z^{(L)}} \right\rVert, \qquad \text{vanishing: } g^{\,L-2} < "
-            r"\tfrac12, \quad \text{exploding: } g^{\,L-2} > 2"
+            r"\tfrac12, \qquad \text{exploding: } g^{\,L-2} > 2"
+        ),
+        symbols=(
+            "Here z(ℓ) are the linear outputs of hidden layer ℓ of L = 50, ℒ is the loss, and g the gradient's factor "
+            "a layer."
         ),
         source=(
             "Ioffe & Szegedy 2015 (arXiv 1502.03167), sections 1 and 3.3, on saturation and on gradients; the last "
@@ -84,7 +89,8 @@ class Saturation(Claim):
             "without, paired by seed: the distance of the logarithm from 0 is smaller. (4) The same for tanh and "
             "ReLU nets at ×0.25 and ×4. (5) The sigmoid net with batch norm: still below 1/2. A statement holds if "
             "the intervals of all its cases lie on the stated side, and is refuted if one lies wholly on the other. "
-            "Reproduced: all five hold. Not reproduced: one is refuted. Otherwise inconclusive."
+            "Reproduced: all five hold. Not reproduced: one is refuted. Otherwise inconclusive; so too if in some "
+            "network a gradient is not a number or has vanished before the way begins."
         ),
         control="The arms named batch norm are built without it.",
         budget=6,
@@ -124,10 +130,17 @@ class Saturation(Claim):
 
     def conclude(self, results: Sequence[Result]) -> Conclusion:
         """Judges the five statements."""
+        networks = [value for result in results for value in result.values.values() if isinstance(value, list)]
+        nothing = sum(lost(logs) for logs in networks)
+        if nothing:
+            reason = (
+                f"In {nothing} of {len(networks)} networks a gradient is not a number, or has vanished at the last "
+                "hidden layer already: how it changes from there on cannot be measured."
+            )
+            return Conclusion(Verdict.INCONCLUSIVE, reason, [])
         statements = self._statements(results)
         verdicts = {name: joined([case.verdict for case in cases]) for name, cases in statements.items()}
-        order = (Verdict.NOT_REPRODUCED, Verdict.INCONCLUSIVE, Verdict.REPRODUCED)
-        cases = sorted(chain(*statements.values()), key=lambda case: order.index(case.verdict))
+        cases = sorted(chain(*statements.values()), key=lambda case: rank(case.verdict))
         words = {Verdict.REPRODUCED: "holds", Verdict.NOT_REPRODUCED: "refuted", Verdict.INCONCLUSIVE: "open"}
         judged = "; ".join(f"{name}: {words[verdict]}" for name, verdict in verdicts.items())
         arms = by_arm(results)
@@ -137,6 +150,13 @@ class Saturation(Claim):
             [self._effect(case, words[case.verdict]) for case in cases],
             [self._layers_chart(arms), self._scales_chart(arms), self._depths_chart(arms)],
             self._findings(arms),
+            short=(
+                f"{list(verdicts.values()).count(Verdict.REPRODUCED)} of {len(verdicts)} statements hold",
+                "; ".join(
+                    f"{words[verdict]}: {name}" for name, verdict in verdicts.items() if words[verdict] != "holds"
+                )
+                or "all of them",
+            ),
         )
 
     def _statements(self, results: Sequence[Result]) -> dict[str, list[Case]]:
@@ -170,41 +190,45 @@ class Saturation(Claim):
         }
 
     def _effect(self, case: Case, word: str) -> Effect:
-        layers = self.depth - 2
+        factor = f"factor over {self.depth - 2} layers"
         if case.factor:
-            return Effect(
-                f"Gradient's factor a layer: {case.name}",
-                case.interval.scaled(1 / layers).exponential(),
-                "×",
-                word,
-                True,
-            )
-        name = f"How much nearer to 1 batch norm brings the gradient's factor a layer (logarithm): {case.name}"
-        return Effect(name, case.interval.scaled(1 / layers), note=word)
+            return Effect(f"Gradient's {factor}: {case.name}", case.interval.exponential(), "×", word, True)
+        name = f"How much nearer to 1 batch norm brings the gradient's {factor} (logarithm): {case.name}"
+        return Effect(name, case.interval, note=word)
 
     def _findings(self, arms: dict[str, dict[int, Result]]) -> list[str]:
         wide = ", ".join(
             f"{_WRITTEN[name]} {self._factor(arms, name, _WITH, 1.0):.3f} ({wide_factor(name):.3f})"
             for name in _ACTIVATIONS
         )
-        spread = {
-            norm: max(
-                self._factor(arms, name, norm, scale) / self._factor(arms, name, norm, 1.0)
-                for name in _ACTIVATIONS
-                for scale in self.scales
-            )
-            for norm in (_WITH, _WITHOUT)
+        spans = {
+            norm: [math.exp(min(change, 700.0)) for change in self._changes(arms, norm)] for norm in (_WITH, _WITHOUT)
         }
-        grows = min(self._factor(arms, name, _WITH, 1.0) for name in _ACTIVATIONS) > 1
+        least = min(self._factor(arms, name, _WITH, 1.0) for name in _ACTIVATIONS)
         return [
-            "Why batch norm before the activation does not let a gradient vanish: in wide layers and large batches the "
+            (
+                "Why batch norm before the activation does not let a gradient vanish: in"
+                if least >= 1
+                else "What theory says of batch norm before the activation: in"
+            )
+            + " wide layers and large batches the "
             "factor a layer is √(E[φ′(x)²]/Var[φ(x)]) with standard normal x, and the Gaussian Poincaré inequality, "
             "Var[φ] ≤ E[φ′²], keeps it from being below 1 for any activation φ. It is near 1 where φ is nearly a "
             f"straight line, as sigmoid is over a standard normal. Measured here, and that limit: {wide}.",
-            *["What is left with batch norm is growth with depth, as gradient-explosion measures it for ReLU."] * grows,
-            f"Over the weights' scales the factor a layer rises to at most {spread[_WITH]:.4g} times that of the usual "
-            f"weights with batch norm, and to {spread[_WITHOUT]:.4g} times without.",
+            *["What is left with batch norm is growth with depth, as gradient-explosion measures it for ReLU."]
+            * (least > 1),
+            f"Over the weights' scales the gradient's factor over all {self.depth - 2} layers is "
+            f"{min(spans[_WITH]):.3g} to {max(spans[_WITH]):.3g} times that of the usual weights with batch norm, and "
+            f"{min(spans[_WITHOUT]):.3g} to {max(spans[_WITHOUT]):.3g} times without.",
             "This is about initial weights. Training moves them, γ and β too, and a later gradient is another matter.",
+        ]
+
+    def _changes(self, arms: dict[str, dict[int, Result]], norm: str) -> list[float]:
+        """Logarithms of the factors over all layers, each scale's against that of the usual weights."""
+        return [
+            (self.depth - 2) * math.log(self._factor(arms, name, norm, scale) / self._factor(arms, name, norm, 1.0))
+            for name in _ACTIVATIONS
+            for scale in self.scales
         ]
 
     def _factor(self, arms: dict[str, dict[int, Result]], activation: str, norm: str, scale: float) -> float:
@@ -243,21 +267,19 @@ class Saturation(Claim):
                     lines,
                     log_x=True,
                     log_y=True,
-                    y_range=(0.05, 5),
+                    y_range=_SHOWN if all(_SHOWN[0] < y < _SHOWN[1] for line in lines for y in line.y) else None,
                     x_ticks=self.scales,
                 )
             )
-        steady = all(
-            abs(math.log(self._factor(arms, name, _WITH, scale) / self._factor(arms, name, _WITH, 1.0))) < 0.02
-            for name in _ACTIVATIONS
-            for scale in self.scales
-        )
+        # Over the whole network: a layer's factor that looks steady may come to much over many layers.
+        steady = max(map(abs, self._changes(arms, _WITH))) < math.log(self.changed)
         return Panels(
             "With batch norm the weights' scale does not matter"
             if steady
             else "The factor a layer by the scale of the initial weights",
             charts,
-            note=f"{self.depth} layers; geometric mean over seeds.",
+            note=f"{self.depth} layers; geometric mean over seeds."
+            + f" “Does not matter”: less than a factor of {self.changed:g} over all of them." * steady,
         )
 
     def _depths_chart(self, arms: dict[str, dict[int, Result]]) -> Curves:

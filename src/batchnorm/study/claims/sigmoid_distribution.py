@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
 from ..data import Source, Split, split
+from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
 from ..networks import fully_connected
+from ..search import ends
 from ..statistics import Interval, interval, paired
 from ..training import Recipe, train
 
@@ -84,16 +86,17 @@ class SigmoidDistribution(Claim):
         steps: Updates of each run.
         every: Steps between two looks.
         norm: False builds every arm without batch norm: the effect removed.
-        floor: Validation accuracy that both networks must reach: one that learns nothing may well stand still.
+        share: Of the way from guessing to 100%, what both networks must come: one that learns nothing may well
+            stand still.
         stable: The share of the plain net's drift that counts as stable.
     """
 
     hidden: tuple[int, ...] = (100, 100, 100)
-    rates: tuple[float, ...] = (0.1, 0.3, 1.0)
+    rates: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
     steps: int = 1250
     every: int = 50
     norm: bool = True
-    floor: float = 0.5
+    share: float = SHARE
     stable: float = 0.75
 
     about: ClassVar[About] = About(
@@ -111,17 +114,19 @@ class SigmoidDistribution(Claim):
         source="Ioffe & Szegedy 2015, Batch Normalization (arXiv 1502.03167), Section 4.1 and Figure 1",
         paper=(
             "The paper shows curves and no number: the 15th, 50th and 85th percentiles of the input of one typical "
-            "sigmoid of the last hidden layer, on MNIST, over 50,000 steps. Here all units of that layer count, on "
-            "a twentieth of the images and in 1,250 steps: only the direction can be compared."
+            "sigmoid of the last hidden layer, on MNIST, over 50,000 steps. Here all units of that layer count, in "
+            "1,250 steps, and on the default data from a twentieth of the images (3,000 of 60,000): only the direction "
+            "can be compared."
         ),
         setup=(
-            "The paper's network: three hidden layers of 100 sigmoids, binary images, batches of 60; batch norm, "
-            "where there is one, stands in front of every sigmoid. Glorot's initialisation, SGD with momentum 0.9, "
-            "1,250 steps where the paper has 50,000, a constant learning rate. Both networks are searched over "
-            "rates 0.1, 0.3 and 1: in each seed, the rate with the best validation accuracy. A pilot on other seeds "
-            "put the plain net's best inside these, and batch norm's at the highest, where it drifts the most. Both "
-            "arms of a seed have the same split, initial weights and batch order. The percentiles are taken on the "
-            "validation images, always the same, before the first step and every 50 steps; batch norm uses the "
+            "The paper's network: three hidden layers of 100 sigmoids, binary images (whatever the data, a pixel "
+            "becomes 1 above the middle of the pixels' range and else 0), batches of 60; batch norm, where there is "
+            "one, stands in front of every sigmoid. Glorot's initialisation, SGD with momentum 0.9, 1,250 steps where "
+            "the paper has 50,000, a constant learning rate. Both networks are searched over rates 0.1, 0.3, 1 "
+            "and 3: in each seed, the rate with the best validation accuracy. (A first study on these seeds ended at "
+            "1, which batch norm chose in every seed; so the grid was widened.) Both arms of "
+            "a seed have the same split, initial weights and batch order. The percentiles are taken on the validation "
+            "images, always the same, before the first step and every 50 steps; batch norm uses the "
             "statistics of these images, as it uses a batch's in training. The test split is used once a run, with "
             "the weights that were best on the validation split."
         ),
@@ -134,11 +139,11 @@ class SigmoidDistribution(Claim):
         pass_rule=(
             "Ratio of drift, batch norm (tuned) to plain (tuned), paired by seed, in logarithms. Stable means at "
             "least a quarter less. Reproduced: the 95% interval of the ratio lies below 0.75. Not reproduced: it "
-            "lies above 0.75. Otherwise, or if either network stays below 50% validation accuracy in any seed, "
-            "inconclusive: a network that does not learn may stand still for that reason."
+            "lies above 0.75. Otherwise, or if either network has not learnt in one of the seeds, inconclusive: a "
+            "network that does not learn may stand still for that reason. " + LEARNT
         ),
         control="The arms named batch norm are built without it.",
-        budget=70,
+        budget=90,
         smallest=60,
     )
 
@@ -182,6 +187,7 @@ class SigmoidDistribution(Claim):
             "validation": list(history.validation),
             "best": max(history.validation),
             "test": history.test,
+            **baseline(parts),
         }
         for layer in range(len(self.hidden)):
             excursion, path = drift(np.stack([percentiles[layer] for percentiles in batch]))
@@ -229,7 +235,7 @@ class SigmoidDistribution(Claim):
             paired([norm[s].number("test") for s in seeds], [plain[s].number("test") for s in seeds]).scaled(100),
             "points",
         )
-        worst = min(arm[seed].number("best") for arm in (norm, plain) for seed in seeds)
+        lacking = [arm[seed] for arm in (norm, plain) for seed in seeds if not learnt(arm[seed], self.share)]
         drifts = {
             name: float(np.mean([arm[seed].number(f"drift {depth}") for seed in seeds]))
             for name, arm in (("norm", norm), ("plain", plain))
@@ -239,33 +245,30 @@ class SigmoidDistribution(Claim):
             f"without it over {drifts['plain']:.2f}; paired by seed, {main.interval.estimate:.2f} times as far "
             f"({main.interval.low:.2f} to {main.interval.high:.2f})."
         )
-        if worst < self.floor:
-            reason += (
-                f" But a network stayed at {100 * worst:.0f}% validation accuracy, so the comparison says nothing."
-            )
+        if lacking:
+            reason += f" But a network stayed at {shortfall(lacking[0], self.share)}, so the comparison says nothing."
         chosen = {
             name: ", ".join(f"{arm[seed].run.arm.split(' at ')[1]}" for seed in seeds)
             for name, arm in (("plain", plain), ("norm", norm))
         }
         findings = [
             f"Rates chosen on the validation split, seed by seed: plain {chosen['plain']}; batch norm "
-            f"{chosen['norm']}.",
+            f"{chosen['norm']}. " + ends([(_rate(arm[seed]), self.rates) for arm in (plain, norm) for seed in seeds]),
             "Batch norm makes part of this true by construction: on the batch it normalises, the mean of a sigmoid's "
             "input is beta and its standard deviation is |gamma|. What can still drift are these two and the shape.",
-            "Drift is not harm. Part of the plain net's is learning: its sigmoids start with nearly the same input "
-            "for every image and spread out as they learn to tell images apart. Test accuracy is measured beside it "
-            "and is no part of the verdict.",
+            f"Drift is not harm.{_spreading(list(plain.values()))} Test accuracy is measured beside it and is no part "
+            "of the verdict.",
         ]
         return Conclusion(
-            self._verdict(main.interval, worst),
+            self._verdict(main.interval, bool(lacking)),
             reason,
             [main, *others, accuracy],
             self._charts(seeds, norm, plain, [main, *others]),
             findings,
         )
 
-    def _verdict(self, ratio: Interval, worst: float) -> Verdict:
-        if worst < self.floor:
+    def _verdict(self, ratio: Interval, lacking: bool) -> Verdict:
+        if lacking:
             return Verdict.INCONCLUSIVE
         if ratio.high < self.stable:
             return Verdict.REPRODUCED
@@ -301,7 +304,9 @@ class SigmoidDistribution(Claim):
             away.append(
                 Series(label, steps, _floats(table.mean(0)), color, _floats(table.min(0)), _floats(table.max(0)))
             )
-        less = ratios[0].interval.high < 1
+        # The lines meet at the end, which is where the distance is measured from.
+        without, with_norm = (line.y[:-1] for line in away)
+        closer = [ours < theirs for ours, theirs in zip(with_norm, without, strict=True)]
         return [
             Panels(
                 "A typical sigmoid of the last hidden layer: what it gets as input during training",
@@ -312,8 +317,9 @@ class SigmoidDistribution(Claim):
                 ),
             ),
             Curves(
-                "All units: with batch norm the inputs stay closer to their final distribution"
-                if less
+                f"All units: at {sum(closer)} of {len(closer)} looks the inputs are closer to their final distribution "
+                "with batch norm"
+                if sum(closer) > len(closer) / 2
                 else "All units: how far the inputs are from their final distribution",
                 "training steps",
                 "distance from the end (widths of a unit)",
@@ -333,6 +339,25 @@ class SigmoidDistribution(Claim):
                 note="95% intervals over seeds.",
             ),
         ]
+
+
+def _spreading(plain: Sequence[Result]) -> str:
+    """A sentence on how the plain net's typical unit spreads out while it learns, where it does in every seed."""
+    widths = [
+        [upper - lower for lower, upper in zip(run.numbers("typical 15"), run.numbers("typical 85"), strict=True)]
+        for run in plain
+    ]
+    if not all(width[-1] > 2 * width[0] for width in widths):
+        return ""
+    first, last = (float(np.median([width[place] for width in widths])) for place in (0, -1))
+    return (
+        " Part of the plain net's is learning: its typical sigmoid spreads out as it learns to tell images apart, from "
+        f"{first:.2g} between the 15th and the 85th percentile to {last:.2g} (medians over seeds)."
+    )
+
+
+def _rate(result: Result) -> float:
+    return float(result.run.arm.split(" at ")[1])
 
 
 def _row(name: str) -> str:

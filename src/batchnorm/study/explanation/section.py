@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from ...report import Formula, Section
 from ...report.chart import Curves, Panels, Series
+from ...report.number import spoken
 from ..claim import Result
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ __all__ = ["section"]
 _STAGES = ("input", "standardised", "output")
 _TITLES = {
     "input": "1. What comes in: {values:,} values of one channel",
-    "standardised": "2. Standardised: mean 0, standard deviation 1",
+    "standardised": "2. Standardised: mean {mean}, standard deviation {deviation}",
     "output": "3. Scaled by γ = {gamma} and shifted by β = {beta}",
 }
 
@@ -36,18 +38,19 @@ def section(settings: Explanation, result: Result) -> Section:
     spread = {name: _spread(result.numbers(name)) for name in ("large batch", "small batch", "evaluation")}
     smaller = ", the more so the smaller the batch" if spread["small batch"] > spread["large batch"] else ""
     companions = (
-        f"Over {settings.companions} batches its output ranges over {spread['large batch']:.2g} in batches of "
-        f"{settings.batch_size} and over {spread['small batch']:.2g} in batches of {settings.small_batch}; in "
-        f"evaluation mode over {spread['evaluation']:.2g}."
+        f"Over {settings.companions} batches its output ranges over {spoken(spread['large batch'], 2)} in batches of "
+        f"{settings.batch_size} and over {spoken(spread['small batch'], 2)} in batches of {settings.small_batch}; in "
+        f"evaluation mode over {spoken(spread['evaluation'], 2)}."
     )
     return Section(
         "What the layer does",
         "layer",
         blocks=(
-            "Batch norm takes one channel of a network at a time. It looks at all values that this channel has "
-            "in the current batch, subtracts their mean and divides by their standard deviation. Then it "
-            "multiplies by a number γ and adds a number β, which the network learns like its weights, so that "
-            "any scale and place that is useful can come back.",
+            "Batch norm takes one channel of a network at a time: what one filter of a convolution gives at all "
+            "positions of an image, or what one unit gives where there are no positions. It looks at all values that "
+            "this channel has in the current batch, subtracts their mean and divides by their standard deviation. "
+            "Then it multiplies by a number γ and adds a number β, which the network learns like its weights, so that "
+            "any scale and place that is useful can come back. They start at γ = 1 and β = 0, which change nothing.",
             f"The pictures are measured, not drawn: a network of {len(settings.layers)} convolutions after "
             f"{settings.steps} training steps (validation accuracy {100 * result.number('validation'):.1f}%), "
             f"{place}. It is the middle layer, and the channel whose running variance is the layer's median. A "
@@ -60,27 +63,27 @@ def section(settings: Explanation, result: Result) -> Section:
                 r"y_i = \gamma\,\hat{x}_i + \beta"
             ),
             f"Here x are the channel's m = {count:,} values in the batch, and y is what goes out. The small number "
-            f"ε = {result.number('eps'):g} keeps a channel without variance from being divided by 0.",
+            f"ε = {spoken(result.number('eps'))} keeps a channel without variance from being divided by 0.",
             _stages_figure(result, count),
-            f"In: mean {_signed(inputs[0])}, standard deviation {inputs[1]:.3g}. The layer's own output differs "
-            f"from these three steps by at most {result.number('largest error'):.1g}, which is rounding.",
+            f"In: mean {spoken(inputs[0])}, standard deviation {spoken(inputs[1])}. The layer's own output differs "
+            f"from these three steps by at most {spoken(result.number('largest error'), 1)}, which is rounding.",
             "A network in use may get one image alone, and its answer should not depend on what else is in the "
-            "batch. So the layer keeps running statistics: after each training step the running mean and the "
-            f"running variance move {100 * momentum:g}% of the way towards those of the batch. In evaluation mode "
-            "they take the place of the batch's.",
+            "batch. So the layer keeps running statistics: with each training batch the running mean and the running "
+            "variance move part of the way towards the batch's. That part is the layer's "
+            f"momentum = {spoken(momentum)}. In evaluation mode they take the place of the batch's.",
             Formula(
                 r"\text{running} \leftarrow (1 - \text{momentum}) \cdot \text{running} + "
                 r"\text{momentum} \cdot \text{batch}"
             ),
             _history_figure(settings, result),
-            f"At the end of this training the running mean is {_signed(result.number('running mean'))} and the "
-            f"running variance {result.number('running variance'):.3g}. On the same batch, evaluation mode moves "
-            f"the mean of the output by {change:.2g} and a single value by at most "
-            f"{result.number('largest change at test'):.2g}.",
+            f"At the end of this training the running mean is {spoken(result.number('running mean'))} and the "
+            f"running variance {spoken(result.number('running variance'))}. On the same batch, evaluation mode moves "
+            f"the mean of the output by {spoken(change, 2)} and a single value by at most "
+            f"{spoken(result.number('largest change at test'), 2)}.",
             _modes_figure(result),
             "One image's value at one position (row "
             f"{result.values['position row']}, column {result.values['position column']}) goes into the layer "
-            f"unchanged, {_signed(result.number('value'))}, in the company of other images each time. In training "
+            f"unchanged, {spoken(result.number('value'))}, in the company of other images each time. In training "
             f"mode the output depends on the company{smaller}. {companions}",
             _companions_figure(settings, result),
         ),
@@ -99,7 +102,12 @@ def _stages_figure(result: Result, count: int) -> Panels:
         charts.append(
             Curves(
                 _TITLES[name].format(
-                    values=count, gamma=_signed(result.number("gamma")), beta=_signed(result.number("beta"))
+                    values=count,
+                    # To a thousandth: what is left of a mean after its subtraction is rounding.
+                    mean=spoken(round(mean, 3)),
+                    deviation=spoken(round(deviation, 3)),
+                    gamma=spoken(result.number("gamma")),
+                    beta=spoken(result.number("beta")),
                 ),
                 "value",
                 "density",
@@ -127,14 +135,20 @@ def _history_figure(settings: Explanation, result: Result) -> Panels:
             "training step",
             what,
             [
-                Series("batch", steps, result.numbers(f"batch {what}s"), 6, markers=True, line=False),
+                Series("each batch", steps, result.numbers(f"batch {what}s"), 6, markers=True, line=False),
                 Series("running", steps, result.numbers(f"running {what}s"), 1),
             ],
         )
         for what in ("mean", "variance")
     ]
+    calmer = all(
+        _step(result.numbers(f"running {what}s")) < _step(result.numbers(f"batch {what}s"))
+        for what in ("mean", "variance")
+    )
     return Panels(
-        "The running statistics follow those of the batches, more smoothly and a little late",
+        "From step to step, the running statistics move less than those of the batches"
+        if calmer
+        else "The statistics of each batch, and the running ones",
         charts,
         note="The same channel during training. The running variance begins at 1, the running mean at 0.",
     )
@@ -152,8 +166,12 @@ def _modes_figure(result: Result) -> Curves:
 
 def _companions_figure(settings: Explanation, result: Result) -> Curves:
     at = [float(place + 1) for place in range(settings.companions)]
+    spread = {name: _spread(result.numbers(name)) for name in ("small batch", "large batch", "evaluation")}
+    depends = spread["small batch"] > 0 and spread["large batch"] > 0 and spread["evaluation"] == 0
     return Curves(
-        "In training mode one image's output depends on its companions; in evaluation mode it does not",
+        "In training mode one image's output depends on its companions; in evaluation mode it does not"
+        if depends
+        else "One image's output with different companions, in training mode and in evaluation mode",
         "batch that the image is put into (number)",
         "output for the same value",
         [
@@ -175,9 +193,10 @@ def _bars(label: str, result: Result, name: str, color: int, *, fill: bool = Tru
     return Series(label, result.numbers(f"{name}/edges"), density, color, shape="step", fill=fill)
 
 
-def _signed(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
-
-
 def _spread(values: Sequence[float]) -> float:
     return max(values) - min(values)
+
+
+def _step(values: Sequence[float]) -> float:
+    """How far it moves from one step to the next, on average."""
+    return sum(abs(after - before) for before, after in pairwise(values)) / max(1, len(values) - 1)
