@@ -1,11 +1,13 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from batchnorm.report import Curves, Panels, Section, Series, render
+from batchnorm.report import Curves, Panels, Section, Series, Table, render
 from report.samples import EVIL, charts, page
 
 
@@ -39,10 +41,10 @@ def test_all_text_is_escaped_and_nothing_is_fetched() -> None:
     bundle = get_plotlyjs()
     assert text.count(bundle) == 1
     own = text.replace(bundle, "")
-    assert own.count("<script") == 3
-    assert own.count("</script>") == 3
+    assert own.count("<script") == 4
+    assert own.count("</script>") == 4
     assert "<img" not in own
-    assert _Loads.of(own) == {"data:,", "#one", "#two"}
+    assert _Loads.of(own) == {"data:,", "#one", "#two", "#start"}
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", own)
 
 
@@ -50,6 +52,38 @@ def test_charts_are_json_that_a_browser_reads() -> None:
     drawn = _charts(page(EVIL))
     assert len(drawn) == len(charts(EVIL)) + 2
     assert [1, None, 3] in [trace["y"] for trace in drawn[0]["data"]]
+
+
+def _elements(text: str, name: str) -> list[str]:
+    return re.findall(rf"<{name}[ >][^>]*>", text.replace(get_plotlyjs(), ""))
+
+
+def test_a_table_is_one_to_who_hears_it() -> None:
+    table = Table(("claim", "verdict"), [("one", "good"), ("two", "bad")], ["good", "bad"])
+    text = render("t", "l", [Section("s", blocks=(table, replace(table, title="The verdicts")))])
+    assert [row for row in _elements(text, "th") if 'scope="row"' not in row] == [
+        '<th scope="col" role="columnheader">'
+    ] * 4
+    assert len([row for row in _elements(text, "th") if 'scope="row"' in row]) == 4
+    names = [re.findall(r'aria-label="(.*?)"', each)[0] for each in _elements(text, "table")]
+    assert names == ["claim, verdict", "The verdicts"]
+
+
+def test_headings_leave_out_no_level_and_the_text_can_be_reached_at_once() -> None:
+    text = page("a name").replace(get_plotlyjs(), "")
+    levels = [int(level) for level in re.findall(r"<h(\d)", text)]
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    first = text.split("<body>")[1].lstrip()
+    assert first.startswith('<a class="skip" href="#start">')
+    assert 'id="start"' in _elements(text, "main")[0]
+    assert 'aria-label="Contents"' in _elements(text, "nav")[0]
+
+
+def test_without_scripts_the_contents_are_open_and_no_more_is_promised_than_there_is() -> None:
+    text = page("a name").replace(get_plotlyjs(), "")
+    assert "<details open>" in text
+    promise = re.findall(r"<noscript>(.*?)</noscript>", text)[0]
+    assert "the verdicts and effects are in the tables" in promise
 
 
 def test_lists_of_terms_are_closed_once() -> None:
@@ -61,7 +95,7 @@ def test_lists_of_terms_are_closed_once() -> None:
 def test_the_contents_list_the_sections_that_can_be_reached() -> None:
     sections = [Section("First", "first", "well", "good"), Section("Second", "second"), Section("Not listed")]
     text = render("t", "l", sections).replace(get_plotlyjs(), "")
-    contents = re.search(r"<nav>.*?</nav>", text, re.DOTALL)
+    contents = re.search(r"<nav .*?</nav>", text, re.DOTALL)
     assert contents is not None
     assert re.findall(r'href="#(\w+)"', contents[0]) == ["first", "second"]
     assert "✓" in contents[0]

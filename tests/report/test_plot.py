@@ -105,18 +105,19 @@ def test_a_band_with_a_gap_is_two_areas() -> None:
     ("low", "high", "ticks"),
     [
         (1, 30, ["1", "2", "5", "10", "20"]),
-        (0.25, 0.4, None),
+        (0.25, 0.4, ["0.25", "0.3", "0.35", "0.4"]),
+        (0.9, 1.24, ["0.9", "0.95", "1", "1.05", "1.1", "1.15", "1.2"]),
+        (20, 45, 6),
         (1e-4, 1.0, ["10<sup>−4</sup>", "10<sup>−3</sup>", "10<sup>−2</sup>", "10<sup>−1</sup>", "10<sup>0</sup>"]),
         (1e-12, 1e12, 9),
     ],
 )
-def test_a_logarithmic_axis_has_readable_ticks(low: float, high: float, ticks: list[str] | int | None) -> None:
+def test_a_logarithmic_axis_has_readable_ticks(low: float, high: float, ticks: list[str] | int) -> None:
     line = Series("a", [0, 1], [low, high], 1)
     axis = figure(Curves("t", "x", "y", [line], log_y=True, y_range=(low, high)))["layout"]["yaxis"]
     if isinstance(ticks, int):
         assert len(axis["ticktext"]) == ticks
     else:
-        # None leaves a short axis to plotly, which finds numbers within it.
         assert axis.get("ticktext") == ticks
 
 
@@ -176,3 +177,70 @@ def test_paths_have_marks_and_names() -> None:
     assert drawing["data"][1]["mode"] == "lines+markers"
     name = next(note for note in drawing["layout"]["annotations"] if note["text"] == "descent")
     assert (name["x"], name["y"]) == (-1.5, 1.5)
+
+
+def test_points_of_each_name_have_a_mark_of_their_own_that_their_name_shows() -> None:
+    names = ("one", "two", "three")
+    points = [Series(name, [0, 1], [0, place], 1, line=False) for place, name in enumerate(names)]
+    points.append(Series("", [0, 1], [0, 1], 1, line=False))  # belongs to the first of its colour
+    points.append(Series("joined", [0, 1], [0, 1], 2, markers=True))
+    points.append(Series("bare", [0, 1], [0, 1], 3))
+    drawing = figure(Curves("t", "x", "y", points))
+    marks = [trace["marker"]["symbol"] for trace in drawing["data"]]
+    assert marks == ["circle", "circle-open", "square", "circle", "diamond", "circle"]
+    written = [note["text"].replace("\u00a0", " ") for note in drawing["layout"]["annotations"]]
+    assert written == ["● one", "○ two", "■ three", "joined", "bare"]
+    # plotly would give closed marks a dark rim.
+    widths = [trace["marker"]["line"]["width"] for trace in drawing["data"]]
+    assert [width > 0 for width in widths] == [mark.endswith("-open") for mark in marks]
+
+
+def test_a_helper_tells_nothing_and_a_line_its_numbers_with_the_names_of_the_axes() -> None:
+    lines = [
+        Series("a", [0, 1, 2], [-0.123456, math.nan, 3.4e6], 1),
+        Series("", [0, 2], [7, 7], 0),
+        Series("mean", [0.5, 0.5], [0, 7], 2),
+        Series("level", [0, 2], [7, 7], 3),
+    ]
+    line, helper, upright, flat = figure(Curves("t", "training step", "loss (nats)", lines))["data"]
+    assert helper["hoverinfo"] == "skip"
+    assert "hovertemplate" not in helper
+    assert line["customdata"] == [["0", "−0.1235"], ["1", ""], ["2", "3.4·10⁶"]]
+    assert line["hovertemplate"] == ("training step: %{customdata[0]}<br>loss (nats): %{customdata[1]}<extra>a</extra>")
+    # Where such a line ends is a matter of drawing.
+    assert upright["hovertemplate"] == "training step: %{customdata[0]}<extra>mean</extra>"
+    assert flat["hovertemplate"] == "loss (nats): %{customdata[1]}<extra>level</extra>"
+
+
+def test_a_histogram_tells_its_bars_and_not_their_edges() -> None:
+    bars = Series("", [-1, 0, 1], [0.25, 0.75, 0], 1, shape="step", fill=True)
+    line, points = figure(Curves("t", "value", "density", [bars]))["data"]
+    assert line["hoverinfo"] == "skip"
+    assert points["x"] == [-0.5, 0.5]
+    assert points["marker"]["opacity"] == 0
+    assert points["customdata"] == [["−1 to 0", "0.25"], ["0 to 1", "0.75"]]
+    assert points["hovertemplate"].startswith("value: %{customdata[0]}<br>density: %{customdata[1]}")
+
+
+def test_a_path_without_a_name_tells_nothing() -> None:
+    chart = _bowl(1)
+    helper = replace(chart.paths[0], label="")
+    data = figure(replace(chart, paths=[helper, chart.paths[0]]))["data"]
+    assert data[1]["hoverinfo"] == "skip"
+    assert data[2]["hovertemplate"].endswith("<extra>descent</extra>")
+
+
+@pytest.mark.parametrize("chart", charts("a name"), ids=lambda chart: type(chart).__name__)
+def test_paper_has_a_lower_frame_of_its_own(chart: Chart) -> None:
+    drawing = figure(chart)
+    if isinstance(chart, Intervals):
+        assert drawing["paper"] == drawing["layout"]
+    else:
+        assert drawing["paper"]["height"] < drawing["layout"]["height"]
+    assert drawing["paper"]["margin"] == drawing["layout"]["margin"]
+
+
+def test_names_do_not_overlap_on_paper_either() -> None:
+    lines = [Series(name, [0, 1], [0, 0.5 + 0.01 * place], place) for place, name in enumerate("abcde")]
+    layout = figure(Curves("t", "x", "y", lines, y_range=(0, 1)))["paper"]
+    assert all(below[1] <= above[0] for below, above in pairwise(_names(layout, 1.0)))

@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from batchnorm.report import render
+from batchnorm.report import Curves, Panels, render
 from batchnorm.study import Result
 from batchnorm.study.claim import Value
 from batchnorm.study.data import Split
@@ -84,6 +85,29 @@ def test_the_section_can_be_drawn_and_says_which_channel(result: Result) -> None
     assert f"channel {result.values['channel']} of 16 in the batch norm layer 2 of 3" in text
     assert "in evaluation mode over 0." in text
     assert "γ" in render("title", "lead", [section])
+
+
+def test_titles_say_what_was_measured_and_no_more(result: Result) -> None:
+    def titles(changed: dict[str, Value]) -> list[str]:
+        section = SMALL.tell([replace(result, values={**result.values, **changed})])
+        return [block.title for block in section.blocks if isinstance(block, Panels | Curves)]
+
+    as_measured = titles({})
+    assert "From step to step, the running statistics move less than those of the batches" in as_measured
+    assert (
+        "In training mode one image's output depends on its companions; in evaluation mode it does not" in as_measured
+    )
+    swapped = titles({"running means": result.values["batch means"]})
+    assert "The statistics of each batch, and the running ones" in swapped
+    alike = titles({"small batch": result.values["evaluation"]})
+    assert "One image's output with different companions, in training mode and in evaluation mode" in alike
+
+
+def test_numbers_are_written_for_people_and_words_are_explained(result: Result) -> None:
+    text = " ".join(block for block in SMALL.tell([result]).blocks if isinstance(block, str))
+    for words in ("ε = 10⁻⁵", "momentum = 0.1", "γ = 1 and β = 0", "what one filter of a convolution gives"):
+        assert words in text
+    assert not re.search(r"\de[-+]?\d|-\d", text)
 
 
 def test_images_of_three_channels(monkeypatch: pytest.MonkeyPatch) -> None:

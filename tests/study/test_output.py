@@ -109,3 +109,32 @@ def test_the_command_that_repeats_a_whole_tier_names_no_claims() -> None:
     assert "python -m batchnorm study --tier quick --seeds 5" in _text(Section("The layer itself", "layer"))
     names = " ".join(outcome.claim.id for outcome in _outcomes())
     assert f"python -m batchnorm study {names} --seeds 5" in _text()
+
+
+def test_a_conclusion_may_be_put_shortly_or_have_no_effect_at_all() -> None:
+    short, bare, _ = _outcomes()
+    short = replace(short, conclusion=replace(short.conclusion, short=("3 of 5 hold", "refuted: the last")))
+    bare = replace(bare, conclusion=replace(bare.conclusion, effects=[]))
+    text = page([short, bare], ENVIRONMENT).replace(get_plotlyjs(), "")
+    summary = text.split('<section id="summary"')[1].split("</section>")[0]
+    assert "3 of 5 hold" in summary
+    assert "refuted: the last" in summary
+    assert "effect 0" not in summary
+    assert "none" in summary
+    section = text.split(f'<section id="{bare.claim.id}"')[1].split("</section>")[0]
+    assert "<table" not in section
+
+
+def test_the_letters_of_a_formula_are_explained() -> None:
+    text = unescape(_text())
+    for outcome in _outcomes():
+        assert outcome.claim.about.symbols in text
+    assert any(outcome.claim.about.symbols for outcome in _outcomes())
+
+
+def test_calculations_are_told_from_experiments() -> None:
+    claims = registered()
+    conclusion = _outcomes()[0].conclusion
+    outcomes = [Outcome(claims[name], [], conclusion) for name in ("convergence", "scale-invariance", "eps-placement")]
+    assert "2 are each a calculation" in page(outcomes, ENVIRONMENT).replace(get_plotlyjs(), "")
+    assert "calculation: an identity" not in page(outcomes[:1], ENVIRONMENT).replace(get_plotlyjs(), "")

@@ -5,6 +5,7 @@ Only :func:`render` needs plotly (for its bundled JavaScript) and latex2mathml; 
 
 from .block import Block, Code, Formula, Heading, Link, Section, Table
 from .chart import Chart, Contours, Curves, Figure, Intervals, Panels, Row, Series
+from .number import spoken
 from .page import render
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "Series",
     "Table",
     "render",
+    "spoken",
 ]

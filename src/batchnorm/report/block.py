@@ -20,12 +20,14 @@ class Table:
         rows: The rows, a cell a column; the first cell names its row.
         tones: Colours of the rows' second cells as badges: "good", "bad", "open" or nothing.
         links: Anchors that the rows' first cells lead to.
+        title: What the table holds, for readers who hear it; the columns' names where there is none.
     """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     tones: Sequence[str] = ()
     links: Sequence[str] = ()
+    title: str = ""
 
 
 @dataclass(frozen=True)

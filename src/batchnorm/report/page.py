@@ -13,9 +13,10 @@ from string import Template
 
 from .block import Block, Code, Formula, Heading, Link, Section, Table
 from .chart import Chart, Contours, Figure, Intervals, Panels
+from .description import described
 from .formula import mathml
 from .plot import Drawing, alike, figure
-from .script import SCRIPT
+from .script import FOLD, SCRIPT
 from .shell import PAGE
 from .style import STYLE
 
@@ -66,7 +67,9 @@ def _contents(sections: Sequence[Section]) -> str:
     if not rows:
         return ""
     listing = f"<ol>{''.join(rows)}</ol>"
-    return f"<nav><details><summary><b>Contents</b><span></span></summary>{listing}</details></nav>"
+    # Open as it comes, for readers without scripts; the one behind it closes it at once where it would cover the text.
+    fold = f"<details open><summary><b>Contents</b><span></span></summary>{listing}</details>"
+    return f'<nav aria-label="Contents">{fold}<script>{FOLD}</script></nav>'
 
 
 def _section(section: Section, charts: list[Drawing]) -> str:
@@ -105,7 +108,8 @@ def _block(block: Block, charts: list[Drawing]) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    # The roles are stated: a telephone shows rows as blocks, which would take their meaning away.
+    head = "".join(f'<th scope="col" role="columnheader">{escape(cell)}</th>' for cell in table.header)
     rows = []
     for number, row in enumerate(table.rows):
         tone = table.tones[number] if number < len(table.tones) else ""
@@ -116,10 +120,14 @@ def _table(table: Table) -> str:
             if link and place == 0:
                 inner = f'<a href="#{escape(link)}">{inner}</a>'
             kind = f' class="badge {escape(tone)}"' if tone and place == 1 else ""
-            first = ' class="first"' if place == 0 else ""
-            cells.append(f'<td{first} data-label="{escape(label)}"><span{kind}>{inner}</span></td>')
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+            name, role = ("th", 'class="first" scope="row" role="rowheader"') if place == 0 else ("td", 'role="cell"')
+            cells.append(f'<{name} {role} data-label="{escape(label)}"><span{kind}>{inner}</span></{name}>')
+        rows.append(f'<tr role="row">{"".join(cells)}</tr>')
+    name = escape(table.title or ", ".join(table.header))
+    return (
+        f'<table role="table" aria-label="{name}"><thead role="rowgroup"><tr role="row">{head}</tr></thead>'
+        f'<tbody role="rowgroup">{"".join(rows)}</tbody></table>'
+    )
 
 
 def _figure(shown: Figure, charts: list[Drawing]) -> str:
@@ -128,7 +136,8 @@ def _figure(shown: Figure, charts: list[Drawing]) -> str:
         return f"<figure>{caption}{''.join(_chart(shown, figure(shown), charts))}</figure>"
     drawings = alike([figure(chart) for chart in shown.charts])
     panels = [
-        f'<div class="panel"><h4>{escape(chart.title)}</h4>{"".join(_chart(chart, drawing, charts))}</div>'
+        f'<div class="panel"><p class="name">{escape(chart.title)}</p>'
+        f"{''.join(_chart(chart, drawing, charts, shown.title))}</div>"
         for chart, drawing in zip(shown.charts, drawings, strict=True)
     ]
     # Three fit in a row unless names stand to the right of their lines.
@@ -137,7 +146,7 @@ def _figure(shown: Figure, charts: list[Drawing]) -> str:
     return f'<figure>{caption}<div class="{kind}">{"".join(panels)}</div>{_note(shown.note)}</figure>'
 
 
-def _chart(chart: Chart, drawing: Drawing, charts: list[Drawing]) -> tuple[str, ...]:
+def _chart(chart: Chart, drawing: Drawing, charts: list[Drawing], title: str = "") -> tuple[str, ...]:
     """The chart's place, the names of its axes around it, and its note: always four parts, so that panels align."""
     number = len(charts)
     charts.append(drawing)
@@ -147,7 +156,7 @@ def _chart(chart: Chart, drawing: Drawing, charts: list[Drawing]) -> tuple[str, 
     # The height is stated: what is drawn only when it comes near must not move what is being read.
     height = int(drawing["layout"]["height"])
     place = (
-        f'<div class="chart" id="chart-{number}" role="img" aria-label="{escape(chart.title)}" '
+        f'<div class="chart" id="chart-{number}" role="img" aria-label="{escape(described(chart, title))}" '
         f'style="height:{height}px"></div>'
     )
     return (

@@ -13,11 +13,12 @@ PAGE = """<!DOCTYPE html>
 <style>$style</style>
 </head>
 <body>
+<a class="skip" href="#start">Skip to the text</a>
 $contents
-<main>
+<main id="start" tabindex="-1">
 <h1>$title</h1>
 <p class="lead">$lead</p>
-<noscript><p class="lead">The plots need JavaScript; every number they show is in the tables.</p></noscript>
+<noscript><p class="lead">The plots need JavaScript; the verdicts and effects are in the tables.</p></noscript>
 $body
 <footer>$footer</footer>
 </main>

@@ -7,7 +7,6 @@ results of runs.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from enum import Enum
 from typing import ClassVar, TypeAlias
 
 from ..report.chart import Figure
+from ..report.number import spoken
 from .data.source import Source
 from .statistics import Interval
 
@@ -174,10 +174,7 @@ def _values(interval: Interval) -> tuple[float, float, float]:
 
 def _short(value: float) -> str:
     # Four figures tell a growth of 1.213 from 1.216; small values keep fewer.
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    figures = 4 if abs(value) >= 1 else 3 if abs(value) >= 0.1 else 2
-    return f"{value:#.{figures}g}".rstrip(".").replace("-", "−")
+    return spoken(value, 4 if abs(value) >= 1 else 3 if abs(value) >= 0.1 else 2, zeros=True)
 
 
 @dataclass(frozen=True)

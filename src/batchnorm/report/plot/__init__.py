@@ -15,17 +15,28 @@ from .intervals import intervals
 
 __all__ = ["Drawing", "alike", "figure"]
 
+_PAPER = 220  # pixels of a chart's height in print, where a page has room for three with their text
+_PAPER_SURFACE = 290  # … and of a surface's, which is about as wide as high
+
 
 def figure(chart: Chart) -> Drawing:
-    """Gives ``{"data": ..., "layout": ...}`` for a chart."""
+    """Gives ``{"data": ..., "layout": ..., "paper": ...}`` for a chart; the last is its layout in print."""
     if isinstance(chart, Intervals):
-        return intervals(chart)
-    return contours(chart) if isinstance(chart, Contours) else curves(chart)
+        drawing = intervals(chart)
+        return drawing | {"paper": drawing["layout"]}
+    if isinstance(chart, Contours):
+        drawing = contours(chart)
+        return drawing | {"paper": drawing["layout"] | {"height": _PAPER_SURFACE}}
+    return curves(chart) | {"paper": curves(chart, _PAPER)["layout"]}
 
 
 def alike(drawings: list[Drawing]) -> list[Drawing]:
     """Gives figures the same margins and height: what is compared must differ in its data alone."""
-    margins = [drawing["layout"]["margin"] for drawing in drawings]
-    margin = {side: max(each[side] for each in margins) for side in "lrtb"} if margins else {}
-    height = max((drawing["layout"]["height"] for drawing in drawings), default=0)
-    return [drawing | {"layout": drawing["layout"] | {"margin": margin, "height": height}} for drawing in drawings]
+    found = [dict(drawing) for drawing in drawings]
+    for name in ("layout", "paper"):
+        margins = [drawing[name]["margin"] for drawing in drawings]
+        margin = {side: max(each[side] for each in margins) for side in "lrtb"} if margins else {}
+        height = max((drawing[name]["height"] for drawing in drawings), default=0)
+        for drawing in found:
+            drawing[name] = drawing[name] | {"margin": margin, "height": height}
+    return found

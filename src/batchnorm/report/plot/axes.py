@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from ..number import power, spoken
+
 __all__ = ["LEFT", "Axis", "Drawing", "fit", "numbers"]
 
 #: What plotly.js draws: plain values that JSON can carry.
@@ -51,6 +53,8 @@ class Axis:
     def layout(self, ticks: Sequence[float] | None = None) -> Drawing:
         """Gives the axis as plotly describes it, with its range stated: plotly would make room for labels."""
         axis: Drawing = {"zeroline": False, "fixedrange": True, "range": [self.at(self.low), self.at(self.high)]}
+        # Numbers are never turned; where there is no room for all of them, the page's script leaves some out.
+        axis |= {"tickangle": 0, "exponentformat": "power", "minexponent": 4, "separatethousands": True}
         if self.log:
             axis["type"] = "log"
             ticks = self._decades() if ticks is None else ticks
@@ -58,31 +62,33 @@ class Axis:
             axis |= {"tickvals": list(ticks), "ticktext": _written(ticks)}
         return axis
 
-    def _decades(self) -> list[float] | None:
-        """Powers of ten, about eight at most; over two decades or less twice and five times those as well.
-
-        None on an axis too short for them: plotly then finds rounder numbers.
-        """
+    def _decades(self) -> list[float]:
+        """Powers of ten, about eight at most; over two decades or less twice and five times those as well."""
         low, high = self.at(self.low), self.at(self.high)
         every = max(1, math.ceil((high - low) / 8))
         steps = (1, 2, 5) if high - low <= 2 else (1,)
         powers = range(math.floor(low / every) * every, math.ceil(high) + 1, every)
         ticks = [tick for power in powers for step in steps if self.low <= (tick := step * 10.0**power) <= self.high]
-        return ticks if len(ticks) > 2 else None
+        return ticks if len(ticks) > 2 else self._round()
+
+    def _round(self) -> list[float]:
+        """Multiples of 1, 2 or 5 times a power of ten, at most seven, for an axis that is too short for powers."""
+        ten = 10.0 ** math.floor(math.log10(self.high - self.low) - 1)
+        step = next(step for step in (ten, 2 * ten, 5 * ten, 10 * ten, 20 * ten) if (self.high - self.low) / step < 7)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
 def _written(ticks: Sequence[float]) -> list[str]:
     """Plain numbers, or powers of ten where one of them would be long."""
     if all(tick == 0 or 1e-3 <= abs(tick) < 1e5 for tick in ticks):
-        return [f"{tick:.6g}".replace("-", "−") for tick in ticks]
+        return [spoken(tick, 6) for tick in ticks]
     return [_power(tick) if tick else "0" for tick in ticks]
 
 
 def _power(tick: float) -> str:
     digits, exponent = f"{tick:e}".split("e")
-    figures = f"{float(digits):g}"
-    power = f"10<sup>{int(exponent)}</sup>"
-    return (power if figures == "1" else f"{figures}·{power}").replace("-", "−")
+    return power(f"{float(digits):g}", f"10<sup>{int(exponent)}</sup>".replace("-", "−"))
 
 
 def fit(values: Iterable[float], log: bool, *, margin: float = 0.05, base: float | None = None) -> Axis:

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from ..chart import Contours, Series
+from ..number import spoken
 from .axes import LEFT, Axis, Drawing, numbers
 from .curves import line
+from .hover import hover
 from .labels import wrapped
+from .symbols import symbols
 
 __all__ = ["contours", "rank"]
 
@@ -48,10 +51,10 @@ def contours(chart: Contours) -> Drawing:
         "meta": {"color": 1, "surface": True},
     }
     traces = [surface]
-    for path in chart.paths:
-        trace = line(path)
+    for path, mark in zip(chart.paths, symbols(chart.paths), strict=True):
+        trace = line(path, mark) | hover(path, chart.x_label, chart.y_label)
         trace["mode"] = "lines+markers" if path.line else "markers"
-        trace["marker"] = {"size": 6}
+        trace["marker"] = {"size": 6, "symbol": mark.name}
         trace["line"]["width"] = 2
         trace["meta"] |= {"edge": True}
         traces.append(trace)
@@ -115,7 +118,7 @@ def _heights(chart: Contours, x_axis: Axis, y_axis: Axis) -> list[Drawing]:
         {
             "x": x,
             "y": y,
-            "text": f"{level:.3g}".replace("-", "−"),
+            "text": spoken(level),
             "showarrow": False,
             "meta": {"color": 1, "small": True},
         }

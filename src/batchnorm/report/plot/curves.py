@@ -8,27 +8,34 @@ from html import escape
 
 from ..chart import Curves, Series
 from .axes import LEFT, Axis, Drawing, fit, numbers
+from .hover import bars, hover
 from .labels import LINE_HEIGHT, Label, column, inside, peaks, room
+from .symbols import CIRCLE, Symbol, symbols
 
 __all__ = ["curves", "line"]
 
-_HEIGHT, _TOP, _BOTTOM = 350, 14, 34
+_TOP, _BOTTOM = 14, 34
 _MANY = 80  # points from which on marks are drawn smaller
 _AT_THE_END = 0.85  # a line that ends further left is named where it ends
 
 
-def curves(chart: Curves) -> Drawing:
-    """Gives the figure of lines over a common axis."""
+def curves(chart: Curves, height: int = 350) -> Drawing:
+    """Gives the figure of lines over a common axis, as many pixels high or as high as its names need."""
     x_axis, y_axis = _horizontal(chart), _vertical(chart)
-    ends, inner, tops = _labels(chart.series, x_axis)
+    marks = symbols(chart.series)
+    ends, inner, tops = _labels(chart.series, marks, x_axis)
     if tops and chart.y_range is None and not chart.log_y:
         # Names of histograms stand above them.
-        stack = 1 + LINE_HEIGHT * (1 + len(tops)) / _HEIGHT
+        stack = 1 + LINE_HEIGHT * (1 + len(tops)) / height
         y_axis = Axis(y_axis.low, y_axis.low + (y_axis.high - y_axis.low) * stack)
     # As high as it must be for its names.
-    height = max(_HEIGHT, round(sum(label.height for label in ends)) + _TOP + _BOTTOM)
+    height = max(height, round(sum(label.height for label in ends)) + _TOP + _BOTTOM)
     pixels = height - _TOP - _BOTTOM
-    traces = [trace for series in chart.series for trace in _traces(series, y_axis)]
+    traces = [
+        trace
+        for series, mark in zip(chart.series, marks, strict=True)
+        for trace in _traces(chart, series, mark, y_axis)
+    ]
     annotations, gutter = column(ends, x_axis, y_axis, pixels)
     annotations += inside(inner, x_axis, y_axis, pixels)
     annotations += peaks(tops, x_axis, y_axis, pixels)
@@ -51,12 +58,14 @@ def _vertical(chart: Curves) -> Axis:
     return fit(values, chart.log_y, base=0.0 if any(series.fill for series in chart.series) else None)
 
 
-def _labels(series: Sequence[Series], x_axis: Axis) -> tuple[list[Label], list[Label], list[Label]]:
+def _labels(
+    series: Sequence[Series], marks: Sequence[Symbol], x_axis: Axis
+) -> tuple[list[Label], list[Label], list[Label]]:
     """Names at the right edge, names of lines that end before it, and names of histograms."""
     ends: list[Label] = []
     inner: list[Label] = []
     tops: list[Label] = []
-    for each in series:
+    for each, mark in zip(series, marks, strict=True):
         points = [(x, y) for x, y in zip(each.x, each.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
         if not points or not each.label.strip():
             continue
@@ -67,18 +76,24 @@ def _labels(series: Sequence[Series], x_axis: Axis) -> tuple[list[Label], list[L
             tops.append(Label(each.label, sum(edges) / 2, points[peak][1], each.color))
             continue
         shown = [point for point in points if x_axis.low <= point[0] <= x_axis.high] or points
-        label = Label(each.label, *(shown[-1] if each.line else max(shown)), each.color)
+        # Points alone do not lead to their name: it shows their mark.
+        name = each.label if each.line else f"{mark.sign}\u00a0{each.label}"
+        label = Label(name, *(shown[-1] if each.line else max(shown)), each.color)
         (ends if x_axis.share(label.x) >= _AT_THE_END else inner).append(label)
     return ends, inner, tops
 
 
-def _traces(series: Series, y_axis: Axis) -> Iterator[Drawing]:
+def _traces(chart: Curves, series: Series, mark: Symbol, y_axis: Axis) -> Iterator[Drawing]:
     if series.low is not None and series.high is not None:
         yield from _band(series, y_axis)
-    yield line(series)
+    if series.shape == "step":
+        yield line(series, mark) | {"hoverinfo": "skip"}
+        yield from bars(series, chart.x_label, chart.y_label)
+    else:
+        yield line(series, mark) | hover(series, chart.x_label, chart.y_label)
 
 
-def line(series: Series) -> Drawing:
+def line(series: Series, mark: Symbol = CIRCLE) -> Drawing:
     """Gives the trace of one series, without its band and its name."""
     marks = series.markers or not series.line
     many = len(series.x) > _MANY
@@ -89,9 +104,13 @@ def line(series: Series) -> Drawing:
         "name": escape(series.label),
         "mode": "+".join(["lines"] * series.line + ["markers"] * marks),
         "line": {"width": 2.5, "dash": series.dash, "shape": "hv" if series.shape == "step" else "linear"},
-        "marker": {"size": 4 if many else 7, "opacity": 0.6 if many and not series.line else 1},
+        "marker": {
+            "size": 4 if many else 8 if mark.open else 7,
+            "opacity": 0.6 if many and not series.line else 1,
+            "symbol": mark.name,
+            "line": {"width": 0 if not mark.open else 1 if many else 2},
+        },
         "meta": {"color": series.color},
-        "hovertemplate": f"%{{x:.4~g}}: %{{y:.4~g}}<extra>{escape(series.label)}</extra>",
     }
     if series.fill:
         trace |= {"fill": "tozeroy", "meta": {"color": series.color, "fill": True}}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 from ..chart import Intervals
+from ..number import spoken
 from .axes import Drawing, fit
+from .hover import named
 from .labels import LINE_HEIGHT, wrapped
 
 __all__ = ["intervals"]
@@ -20,7 +22,7 @@ def intervals(chart: Intervals) -> Drawing:
     """Gives the figure of estimates beside a reference; the vertical axis counts pixels."""
     values = [value for row in chart.rows for value in (row.low, row.high, row.estimate)]
     axis = fit([*values, chart.reference], chart.log_x)
-    names = [f"{wrapped(row.label, _WIDTH)}: <b>{_written(row.estimate)}</b>" for row in chart.rows]
+    names = [f"{wrapped(row.label, _WIDTH)}: <b>{spoken(row.estimate)}</b>" for row in chart.rows]
     spaces = [_ROW + LINE_HEIGHT * (name.count("<br>") + 1) for name in names]
     reference = wrapped(chart.reference_label, _REFERENCE_WIDTH)
     height = sum(spaces) + _FOOT + LINE_HEIGHT * reference.count("<br>")
@@ -63,8 +65,8 @@ def intervals(chart: Intervals) -> Drawing:
                 "mode": "markers",
                 "marker": {"size": 10},
                 "meta": {"color": row.color},
-                "hovertemplate": f"{_written(row.estimate)} ({_written(row.low)} to {_written(row.high)})"
-                "<extra></extra>",
+                "hovertemplate": f"{named(chart.x_label)}{spoken(row.estimate)}<br>"
+                f"interval: {spoken(row.low)} to {spoken(row.high)}<extra></extra>",
             }
         )
     right = axis.share(chart.reference) > 0.55
@@ -99,7 +101,3 @@ def intervals(chart: Intervals) -> Drawing:
         "shapes": [line],
     }
     return {"data": traces, "layout": layout}
-
-
-def _written(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−").replace("inf", "∞")

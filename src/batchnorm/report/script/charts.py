@@ -1,11 +1,11 @@
-"""The page's script: draws a chart when it comes near the screen, in the colours of the moment."""
+"""Draws a chart when it comes near the screen, in the colours and the width of the moment."""
 
-__all__ = ["SCRIPT"]
+__all__ = ["CHARTS"]
 
 # Okabe and Ito's palette; index 0 is the grey of a baseline. The light one leaves out its yellow and the dark
 # one its deep blue, which would be hard to see. Thin letters need more contrast than thick lines do, so names have
 # darker shades of the same hues where the ground is light.
-SCRIPT = """
+CHARTS = """
 const charts = JSON.parse(document.getElementById("charts").textContent);
 const palettes = {
   light: ["#5f5f5f", "#0072B2", "#D55E00", "#009E73", "#A9528A", "#B77400", "#3B8FC4"],
@@ -17,7 +17,7 @@ const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const paper = window.matchMedia("print");
 const family = getComputedStyle(document.body).fontFamily;
 const places = charts.map((chart, number) => document.getElementById("chart-" + number));
-const drawn = new Set();
+const drawn = new Map();  // each chart's number with the width it was drawn for
 let printing = false;
 
 function mixed(color, ground, share) {
@@ -25,6 +25,12 @@ function mixed(color, ground, share) {
   const below = parts(ground);
   return "#" + parts(color).map((value, place) =>
     Math.round(share * value + (1 - share) * below[place]).toString(16).padStart(2, "0")).join("");
+}
+
+// Paper is as wide as it is, whatever the screen was: A4 less its margins, a half of it and a third.
+function room(place) {
+  const panels = place.closest(".panels");
+  return !printing ? place.clientWidth : !panels ? 630 : panels.classList.contains("three") ? 205 : 312;
 }
 
 function draw(number) {
@@ -50,17 +56,19 @@ function draw(number) {
   const axis = (own) => ({gridcolor: line, linecolor: line, tickcolor: line, ...own});
   const note = (a) => ({...a, arrowcolor: of(palettes, a.meta.color),
     font: {size: a.meta.small ? 11 : 13, color: of(words, a.meta.color)}});
-  // Paper is as wide as it is, whatever the screen was.
-  const size = printing ? {width: place.closest(".panel") ? 300 : 630} : {autosize: true};
-  const layout = {...chart.layout, ...size, font: {family, size: 13, color: ink}, hovermode: "closest",
-    hoverlabel: {font: {family, size: 13}}, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    dragmode: false, xaxis: axis(chart.layout.xaxis), yaxis: axis(chart.layout.yaxis),
-    shapes: (chart.layout.shapes || []).map((s) => ({...s, line: {...s.line, color: of(palettes, 0)}})),
-    annotations: chart.layout.annotations.map(note) };
-  drawn.add(number);
-  Plotly.react(place, data, layout, {displayModeBar: false, responsive: true});
+  const frame = printing ? chart.paper : chart.layout, width = room(place);
+  const across = width - frame.margin.l - frame.margin.r;
+  place.style.height = frame.height + "px";
+  const layout = {...frame, width, font: {family, size: 13, color: ink}, hovermode: "closest",
+    hoverlabel: {font: {family, size: 13}, namelength: -1}, paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)", dragmode: false, xaxis: axis(thinned(frame.xaxis, across, frame.margin)),
+    yaxis: axis(frame.yaxis),
+    shapes: (frame.shapes || []).map((s) => ({...s, line: {...s.line, color: of(palettes, 0)}})),
+    annotations: frame.annotations.map(note) };
+  drawn.set(number, width);
+  Plotly.react(place, data, layout, {displayModeBar: false});
 }
-function print(start) {
+function reprint(start) {
   if (printing === start) return;
   printing = start;
   charts.forEach((chart, number) => { if (start || drawn.has(number)) draw(number); });
@@ -72,28 +80,17 @@ const near = new IntersectionObserver((entries) => entries.forEach((entry) => {
   if (!drawn.has(number)) draw(number);
 }), {rootMargin: "900px 0px"});
 places.forEach((place) => near.observe(place));
-dark.addEventListener("change", () => drawn.forEach(draw));
-paper.addEventListener("change", () => print(paper.matches));
-window.addEventListener("beforeprint", () => print(true));
-window.addEventListener("afterprint", () => print(false));
-
-const nav = document.querySelector("nav");
-if (nav) {
-  const fold = nav.querySelector("details"), here = nav.querySelector("summary span");
-  const wide = window.matchMedia("(min-width: 1120px)");
-  const links = new Map([...nav.querySelectorAll("a")].map((a) => [a.getAttribute("href").slice(1), a]));
-  const sections = [...document.querySelectorAll("main > section[id]")];
-  const follow = () => {
-    const passed = sections.filter((section) => section.getBoundingClientRect().top < window.innerHeight / 3);
-    const current = passed.length ? links.get(passed[passed.length - 1].id) : undefined;
-    links.forEach((a) => a === current ? a.setAttribute("aria-current", "true") : a.removeAttribute("aria-current"));
-    here.textContent = current ? current.lastElementChild.textContent : "";
-  };
-  const adapt = () => { fold.open = wide.matches; };
-  links.forEach((a) => a.addEventListener("click", adapt));
-  wide.addEventListener("change", adapt);
-  document.addEventListener("scroll", follow, {passive: true});
-  adapt();
-  follow();
-}
+// A chart that got another width is drawn again when it comes near, as if it never had been.
+const sized = new ResizeObserver((entries) => entries.forEach((entry) => {
+  const number = places.indexOf(entry.target);
+  if (printing || !drawn.has(number) || drawn.get(number) === room(entry.target)) return;
+  drawn.delete(number);
+  near.unobserve(entry.target);
+  near.observe(entry.target);
+}));
+places.forEach((place) => sized.observe(place));
+dark.addEventListener("change", () => [...drawn.keys()].forEach(draw));
+paper.addEventListener("change", () => reprint(paper.matches));
+window.addEventListener("beforeprint", () => reprint(true));
+window.addEventListener("afterprint", () => reprint(false));
 """
