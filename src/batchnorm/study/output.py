@@ -139,7 +139,8 @@ def _section(outcome: Outcome) -> Section:
         Heading(f"The verdict: {conclusion.verdict.value}"),
         conclusion.reason,
         Heading("How it could have come out otherwise"),
-        f"The rule stood before these seeds ran; where a pilot is mentioned, it came first. {about.pass_rule}",
+        "The rule is code that sees the results and nothing else; where a pilot or a former study changed the design, "
+        f"that is said above. {about.pass_rule}",
         f"The check that the rule can fail is to take the effect away: {_lowered(about.control)}",
         Heading("The paper's number"),
         about.paper or "No number of the paper was checked, so none is shown.",
