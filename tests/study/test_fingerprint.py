@@ -61,6 +61,15 @@ def test_other_files_of_the_user_count_and_installed_packages_do_not(
     assert {"their_claim", "their_helper"} == {name for name in sources("their_claim") if not name.endswith(".so")}
 
 
+def test_a_claim_in_a_folder_without_an_init_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loose_claims").mkdir()
+    (tmp_path / "loose_claims" / "own.py").write_text("from loose_claims import other\n")
+    (tmp_path / "loose_claims" / "other.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {name for name in sources("loose_claims.own") if not name.endswith(".so")}
+    assert found == {"loose_claims.own", "loose_claims.other"}
+
+
 def test_a_switch_of_the_libraries_is_an_ingredient(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = fingerprint._versions.__wrapped__()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")

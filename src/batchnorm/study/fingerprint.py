@@ -108,8 +108,18 @@ def _foreign(package: str) -> bool:
     if package == _PACKAGE:
         return False
     path = _file(package)
+    # A folder without an __init__.py is a package too, and has places instead of a file.
+    places = [path] if path is not None else [Path(place) for place in _folders(package)]
     libraries = {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return path is None or any(path.is_relative_to(library) for library in libraries)
+    return all(any(place.is_relative_to(library) for library in libraries) for place in places)
+
+
+def _folders(package: str) -> list[str]:
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return []
+    return list(spec.submodule_search_locations or ()) if spec is not None else []
 
 
 def _file(name: str) -> Path | None:

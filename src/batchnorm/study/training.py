@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .claim import Report
+from .claim import Report, Value
 from .data import Split
 
 __all__ = ["History", "Recipe", "accuracy", "train"]
@@ -57,6 +57,16 @@ class History:
     validation: Sequence[float]
     test: float
     diverged: bool
+
+    def values(self) -> dict[str, Value]:
+        """The same as what a run keeps, with the best accuracy on the validation split."""
+        return {
+            "steps": [float(step) for step in self.steps],
+            "validation": list(self.validation),
+            "best": max(self.validation),
+            "test": self.test,
+            "diverged": self.diverged,
+        }
 
 
 @torch.no_grad()

@@ -170,14 +170,7 @@ class Convergence(Claim):
             every=self.every,
         )
         history = train(model, parts, recipe, seed=run.seed, report=report)
-        return {
-            "steps": [float(step) for step in history.steps],
-            "validation": list(history.validation),
-            "best": max(history.validation),
-            "test": history.test,
-            "diverged": history.diverged,
-            **baseline(parts),
-        }
+        return history.values() | baseline(parts)
 
     def conclude(self, results: Sequence[Result]) -> Conclusion:
         """Compares steps to the target of each seed: the best validation accuracy of its best plain net."""

@@ -173,13 +173,7 @@ class Placement(Claim):
         )
         recipe = Recipe(float(rate), steps=self.steps, every=self.every, decay=True)
         history = train(model, parts, recipe, seed=run.seed, report=report)
-        return {
-            "steps": [float(step) for step in history.steps],
-            "validation": list(history.validation),
-            "best": max(history.validation),
-            "test": history.test,
-            **baseline(parts),
-        }
+        return history.values() | baseline(parts)
 
     def conclude(self, results: Sequence[Result]) -> Conclusion:
         """Tests equivalence for both activations."""
