@@ -1,0 +1,221 @@
+// Values as a matrix with one vector entry a column: channels-last, (N, C), and what folds into such a matrix.
+//
+// A tile is some rows of a few packs of columns, whose sums stay in registers; blocks of rows and double above them
+// are as in planes.h.
+#pragma once
+
+#include "activations.h"
+#include "bits.h"
+
+namespace batchnorm::INSTRUCTION_SET {
+
+template <class A>
+INLINE Pack<A> entries(const void* vector, int64_t column) {
+  return load(static_cast<const A*>(vector) + column);
+}
+
+// Vectors of a value a column are padded to whole packs: only the matrix itself ends anywhere.
+template <class A>
+INLINE void add_to(double* sums, Pack<A> values) {
+  A plain[kLanes];
+  store(plain, values);
+  for (int k = 0; k < kLanes; ++k) sums[k] += static_cast<double>(plain[k]);
+}
+
+// Calls tile(width, column, count) for groups of `Packs` packs of columns, then for single ones and what is left.
+template <int Packs, class Tile>
+INLINE void by_tiles(int64_t first, int64_t last, Tile tile) {
+  int64_t column = first;
+  for (; column + Packs * kLanes <= last; column += Packs * kLanes) {
+    tile(std::integral_constant<int, Packs>{}, std::true_type{}, column, kLanes);
+  }
+  for (; column + kLanes <= last; column += kLanes) {
+    tile(std::integral_constant<int, 1>{}, std::true_type{}, column, kLanes);
+  }
+  if (column < last) {
+    tile(std::integral_constant<int, 1>{}, std::false_type{}, column, static_cast<int>(last - column));
+  }
+}
+
+template <class Row>
+INLINE void each_row(const Segment* segments, const Range& block, Row row) {
+  for (int64_t s = block.begin; s < block.end; ++s) {
+    const int64_t end = segments[s].offset + segments[s].length;
+    for (int64_t r = segments[s].offset; r < end; ++r) row(r);
+  }
+}
+
+// Mean and m2 of each column over the blocks given, by sums shifted as in planes.h.
+template <class T, class A = Accumulator<T>>
+void column_moments(const ColumnWork& work) {
+  const T* input = static_cast<const T*>(work.input);
+  by_tiles<2>(work.first, work.last, [&](auto packs, auto whole, int64_t column, int count) INLINE_LAMBDA {
+    constexpr int P = decltype(packs)::value;
+    Pack<A> shift[P] = {};
+    double mean[P * kLanes] = {}, m2[P * kLanes] = {};
+    double before = 0;
+    for (int64_t b = work.begin; b < work.end; ++b) {
+      const Range& block = work.blocks[b];
+      const double rows = static_cast<double>(block.length);
+      if (b == work.begin) {
+        const T* row = input + work.segments[block.begin].offset * work.width + column;
+        for (int p = 0; p < P; ++p) shift[p] = load(whole, row + p * kLanes, count);
+      }
+      double block_mean[P * kLanes], block_m2[P * kLanes];
+      for (int attempt = 0; attempt < 4; ++attempt) {
+        Pack<A> ones[P] = {}, squares[P] = {};
+        each_row(work.segments, block, [&](int64_t r) INLINE_LAMBDA {
+          const T* row = input + r * work.width + column;
+#pragma GCC unroll 4
+          for (int p = 0; p < P; ++p) {
+            const Pack<A> d = load(whole, row + p * kLanes, count) - shift[p];
+            ones[p] = ones[p] + d;
+            squares[p] = fma(d, d, squares[p]);
+          }
+        });
+        A shifts[P * kLanes], first[P * kLanes], second[P * kLanes];
+        for (int p = 0; p < P; ++p) {
+          store(shifts + p * kLanes, shift[p]);
+          store(first + p * kLanes, ones[p]);
+          store(second + p * kLanes, squares[p]);
+        }
+        bool good = true;
+        for (int k = 0; k < P * kLanes; ++k) {
+          const double rest = static_cast<double>(first[k]) / rows;
+          const double variance = static_cast<double>(second[k]) / rows - rest * rest;
+          good &= !(rest * rest > kGoodShift * variance) || rest == 0;
+          block_mean[k] = static_cast<double>(shifts[k]) + rest;
+          block_m2[k] = variance < 0 ? 0 : variance * rows;
+          shifts[k] = static_cast<A>(block_mean[k]);
+        }
+        for (int p = 0; p < P; ++p) shift[p] = load(shifts + p * kLanes);
+        if (good) break;
+      }
+      const double share = rows / (before + rows);
+      for (int k = 0; k < P * kLanes; ++k) {
+        const double delta = block_mean[k] - mean[k];
+        mean[k] += delta * share;
+        m2[k] += block_m2[k] + delta * delta * before * share;
+      }
+      before += rows;
+    }
+    for (int k = 0; k < (whole ? P * kLanes : count); ++k) {
+      work.first_sums[column + k] = mean[k];
+      work.second_sums[column + k] = m2[k];
+    }
+  });
+}
+
+template <class T, template <class> class Chosen, class A = Accumulator<T>>
+void column_normalize(const ColumnWork& work) {
+  const Chosen<A> activation(work.activation);
+  const T* input = static_cast<const T*>(work.input);
+  const T* residual = static_cast<const T*>(work.residual);
+  T* output = static_cast<T*>(work.output);
+  for (int64_t b = work.begin; b < work.end; ++b) {
+    each_row(work.segments, work.blocks[b], [&](int64_t r) INLINE_LAMBDA {
+      const int64_t start = r * work.width;
+      by_lanes(work.first, work.last, [&](auto whole, int64_t column, int count) INLINE_LAMBDA {
+        const int64_t i = start + column;
+        const Pack<A> d = load(whole, input + i, count) - entries<A>(work.mean, column);
+        Pack<A> z = fma(d, entries<A>(work.scale, column), entries<A>(work.shift, column));
+        if (residual) z = z + load(whole, residual + i, count);
+        if constexpr (Chosen<A>::has_bits) {
+          if (work.bits) {
+            const uint32_t on = to_bits(activation.on(z)) & ((1u << count) - 1);
+            __builtin_memcpy(work.bits + i / 8, &on, decltype(whole)::value ? 2 : (count + 7) / 8);
+          }
+        }
+        store(whole, output + i, activation.apply(z), count);
+      });
+    });
+  }
+}
+
+// dz at row r and a column; d is x − mean.
+template <class T, template <class> class Chosen, class A = Accumulator<T>>
+struct ColumnGradient {
+  const Chosen<A> activation;
+  const ColumnWork& work;
+
+  INLINE explicit ColumnGradient(const ColumnWork& w) : activation(w.activation), work(w) {}
+
+  template <class Whole>
+  INLINE Pack<A> at(Whole whole, int64_t i, int count, Pack<A> d, Pack<A> scale, Pack<A> shift) const {
+    const Pack<A> dy = load(whole, static_cast<const T*>(work.grad_output) + i, count);
+    if constexpr (Chosen<A>::reads_bits) {
+      return activation.gradient(dy, read_bits(work.bits, work.bits_end, i));
+    } else {
+      Pack<A> z = d;
+      if constexpr (Chosen<A>::needs_z) {
+        z = fma(d, scale, shift);
+        if (work.residual) z = z + load(whole, static_cast<const T*>(work.residual) + i, count);
+      }
+      return activation.gradient(dy, z);
+    }
+  }
+};
+
+template <class T, template <class> class Chosen, class A = Accumulator<T>>
+void column_grad_sums(const ColumnWork& work) {
+  const ColumnGradient<T, Chosen> gradient(work);
+  const T* input = static_cast<const T*>(work.input);
+  by_tiles<2>(work.first, work.last, [&](auto packs, auto whole, int64_t column, int count) INLINE_LAMBDA {
+    constexpr int P = decltype(packs)::value;
+    Pack<A> mean[P], scale[P], shift[P];
+    for (int p = 0; p < P; ++p) {
+      mean[p] = entries<A>(work.mean, column + p * kLanes);
+      scale[p] = entries<A>(work.scale, column + p * kLanes);
+      shift[p] = entries<A>(work.shift, column + p * kLanes);
+    }
+    double first[P * kLanes] = {}, second[P * kLanes] = {};
+    for (int64_t b = work.begin; b < work.end; ++b) {
+      Pack<A> ones[P] = {}, products[P] = {};
+      each_row(work.segments, work.blocks[b], [&](int64_t r) INLINE_LAMBDA {
+        const int64_t start = r * work.width + column;
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+          const int64_t i = start + p * kLanes;
+          const Pack<A> d = load(whole, input + i, count) - mean[p];
+          const Pack<A> dz = gradient.at(whole, i, count, d, scale[p], shift[p]);
+          ones[p] = ones[p] + dz;
+          products[p] = fma(dz, d, products[p]);
+        }
+      });
+      for (int p = 0; p < P; ++p) {
+        add_to(first + p * kLanes, ones[p]);
+        add_to(second + p * kLanes, products[p]);
+      }
+    }
+    for (int k = 0; k < (whole ? P * kLanes : count); ++k) {
+      work.first_sums[column + k] = first[k];
+      work.second_sums[column + k] = second[k];
+    }
+  });
+}
+
+template <class T, template <class> class Chosen, class A = Accumulator<T>>
+void column_grad_input(const ColumnWork& work) {
+  const ColumnGradient<T, Chosen> gradient(work);
+  const T* input = static_cast<const T*>(work.input);
+  T* output = static_cast<T*>(work.output);
+  T* grad_residual = static_cast<T*>(work.grad_residual);
+  for (int64_t b = work.begin; b < work.end; ++b) {
+    each_row(work.segments, work.blocks[b], [&](int64_t r) INLINE_LAMBDA {
+      const int64_t start = r * work.width;
+      by_lanes(work.first, work.last, [&](auto whole, int64_t column, int count) INLINE_LAMBDA {
+        const int64_t i = start + column;
+        const Pack<A> d = load(whole, input + i, count) - entries<A>(work.mean, column);
+        const Pack<A> dz =
+            gradient.at(whole, i, count, d, entries<A>(work.scale, column), entries<A>(work.shift, column));
+        if (grad_residual) store(whole, grad_residual + i, dz, count);
+        if (output) {
+          const Pack<A> of_input = entries<A>(work.of_input, column), constant = entries<A>(work.constant, column);
+          store(whole, output + i, fma(dz, entries<A>(work.of_grad, column), fma(d, of_input, constant)), count);
+        }
+      });
+    });
+  }
+}
+
+}  // namespace batchnorm::INSTRUCTION_SET

@@ -1,0 +1,321 @@
+// Sixteen values in registers, whatever the instruction set: the unit that every kernel works in.
+//
+// A file that includes this has chosen its instruction set by `#pragma GCC target`, named it in INSTRUCTION_SET, which
+// is also the namespace, and told its register's size in VECTOR_BYTES (64: AVX-512, 32: AVX2, 16: NEON): the same lines
+// compile once for each. (The pragma comes after the standard headers, or the linker could take their inline functions
+// from the file with the widest instructions. It does not define __AVX512F__ and its like in C++.)
+//
+// Arithmetic is written with the compiler's vector extensions. What these do not know is below, by intrinsics: the
+// fused multiply-add (spelled out, since a compiler that fuses as it likes would compute z in the backward pass by
+// another rounding than in the forward pass), half precision, masks as bits, and the last values of a row.
+#pragma once
+
+#include "types.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes the undefined operand inside its own intrinsics (_mm512_cvtph_ps) for ours.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+namespace batchnorm::INSTRUCTION_SET {
+
+constexpr int kLanes = 16;
+
+constexpr int kBytes = VECTOR_BYTES;
+
+template <class A>
+struct Native {
+  typedef A Type __attribute__((vector_size(kBytes)));
+};
+
+template <class A>
+struct Pack {
+  using Vector = typename Native<A>::Type;
+  static constexpr int width = kBytes / static_cast<int>(sizeof(A));
+  static constexpr int parts = kLanes / width;
+  Vector part[parts];
+};
+
+template <class A>
+struct Mask {
+  using Vector = decltype(typename Pack<A>::Vector{} < typename Pack<A>::Vector{});
+  Vector part[Pack<A>::parts];
+};
+
+#define FOR_PARTS _Pragma("GCC unroll 8") for (int i = 0; i < Pack<A>::parts; ++i)
+
+template <class A>
+INLINE Pack<A> splat(A value) {
+  Pack<A> r;
+  FOR_PARTS r.part[i] = typename Pack<A>::Vector{} + value;
+  return r;
+}
+
+#define ARITHMETIC(op)                               \
+  template <class A>                                 \
+  INLINE Pack<A> operator op(Pack<A> a, Pack<A> b) { \
+    FOR_PARTS a.part[i] = a.part[i] op b.part[i];    \
+    return a;                                        \
+  }
+ARITHMETIC(+)
+ARITHMETIC(-)
+ARITHMETIC(*)
+ARITHMETIC(/)
+#undef ARITHMETIC
+
+#define COMPARISON(op)                               \
+  template <class A>                                 \
+  INLINE Mask<A> operator op(Pack<A> a, Pack<A> b) { \
+    Mask<A> r;                                       \
+    FOR_PARTS r.part[i] = a.part[i] op b.part[i];    \
+    return r;                                        \
+  }
+COMPARISON(<)
+COMPARISON(>)
+COMPARISON(<=)
+COMPARISON(>=)
+#undef COMPARISON
+
+template <class A>
+INLINE Mask<A> operator|(Mask<A> a, Mask<A> b) {
+  FOR_PARTS a.part[i] |= b.part[i];
+  return a;
+}
+
+template <class A>
+INLINE Mask<A> operator~(Mask<A> a) {
+  FOR_PARTS a.part[i] = ~a.part[i];
+  return a;
+}
+
+template <class A>
+INLINE Pack<A> select(Mask<A> mask, Pack<A> a, Pack<A> b) {
+  FOR_PARTS a.part[i] = mask.part[i] ? a.part[i] : b.part[i];
+  return a;
+}
+
+// a·b + c, rounded once.
+INLINE Native<float>::Type fma_native(Native<float>::Type a, Native<float>::Type b, Native<float>::Type c) {
+#if VECTOR_BYTES == 64
+  return _mm512_fmadd_ps(a, b, c);
+#elif VECTOR_BYTES == 32
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return vfmaq_f32(c, a, b);
+#endif
+}
+
+INLINE Native<double>::Type fma_native(Native<double>::Type a, Native<double>::Type b, Native<double>::Type c) {
+#if VECTOR_BYTES == 64
+  return _mm512_fmadd_pd(a, b, c);
+#elif VECTOR_BYTES == 32
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  return vfmaq_f64(c, a, b);
+#endif
+}
+
+template <class A>
+INLINE Pack<A> fma(Pack<A> a, Pack<A> b, Pack<A> c) {
+  FOR_PARTS a.part[i] = fma_native(a.part[i], b.part[i], c.part[i]);
+  return a;
+}
+
+// --- masks and bits: bit k stands for value k ------------------------------------------------------------------
+
+template <class A>
+INLINE uint32_t to_bits(Mask<A> mask) {
+  uint32_t bits = 0;
+#if VECTOR_BYTES == 64
+  if constexpr (sizeof(A) == 4) {
+    bits = _mm512_movepi32_mask((__m512i)mask.part[0]);
+  } else {
+    FOR_PARTS bits |= static_cast<uint32_t>(_mm512_movepi64_mask((__m512i)mask.part[i])) << (8 * i);
+  }
+#elif VECTOR_BYTES == 32
+  if constexpr (sizeof(A) == 4) {
+    FOR_PARTS bits |= static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask.part[i])) << (8 * i);
+  } else {
+    FOR_PARTS bits |= static_cast<uint32_t>(_mm256_movemask_pd((__m256d)mask.part[i])) << (4 * i);
+  }
+#else
+  for (int i = 0; i < Pack<A>::parts; ++i) {
+    for (int k = 0; k < Pack<A>::width; ++k) {
+      bits |= static_cast<uint32_t>(mask.part[i][k] & 1) << (i * Pack<A>::width + k);
+    }
+  }
+#endif
+  return bits;
+}
+
+template <class A>
+INLINE Mask<A> from_bits(uint32_t bits) {
+  using Vector = typename Mask<A>::Vector;
+  Mask<A> r;
+  FOR_PARTS {
+    Vector places;
+    for (int k = 0; k < Pack<A>::width; ++k) places[k] = 1 << (i * Pack<A>::width + k);
+    r.part[i] = ((Vector{} + bits) & places) != 0;
+  }
+  return r;
+}
+
+// The first `count` of the sixteen.
+template <class A>
+INLINE Mask<A> first(int count) {
+  return from_bits<A>((1u << count) - 1);
+}
+
+// --- memory ------------------------------------------------------------------------------------------------------
+
+// A shift of sums is good enough where the mean of what is left is below this many variances, squared: the sum of
+// squares then loses no more than a digit to the sum.
+constexpr double kGoodShift = 8;
+
+template <class V, class T>
+INLINE V load_vector(const T* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+struct Half {
+  typedef uint16_t Narrow __attribute__((vector_size(kBytes / 2)));
+  typedef uint32_t Wide __attribute__((vector_size(kBytes)));
+};
+
+INLINE Native<float>::Type widen(const BFloat16* p) {
+  auto wide = __builtin_convertvector(load_vector<Half<BFloat16>::Narrow>(p), Half<BFloat16>::Wide);
+  return (Native<float>::Type)(wide << 16);
+}
+
+INLINE void narrow(BFloat16* p, Native<float>::Type value) {
+  using Wide = Half<BFloat16>::Wide;
+  const Wide bits = (Wide)value;
+  // To nearest, ties to even; a NaN's mantissa must not round up into infinity.
+  const Wide rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Wide kept = (value != value) ? Wide{} + 0x7fc0 : rounded;
+  auto result = __builtin_convertvector(kept, Half<BFloat16>::Narrow);
+  __builtin_memcpy(p, &result, sizeof result);
+}
+
+INLINE Native<float>::Type widen(const Float16* p) {
+#if VECTOR_BYTES == 64
+  return _mm512_cvtph_ps(load_vector<__m256i>(p));
+#elif VECTOR_BYTES == 32
+  return _mm256_cvtph_ps(load_vector<__m128i>(p));
+#else
+  return vcvt_f32_f16(load_vector<float16x4_t>(p));
+#endif
+}
+
+INLINE void narrow(Float16* p, Native<float>::Type value) {
+#if VECTOR_BYTES == 64
+  const __m256i result = _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
+#elif VECTOR_BYTES == 32
+  const __m128i result = _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
+#else
+  const float16x4_t result = vcvt_f16_f32(value);
+#endif
+  __builtin_memcpy(p, &result, sizeof result);
+}
+
+INLINE Native<float>::Type widen(const float* p) { return load_vector<Native<float>::Type>(p); }
+INLINE Native<double>::Type widen(const double* p) { return load_vector<Native<double>::Type>(p); }
+INLINE void narrow(float* p, Native<float>::Type value) { __builtin_memcpy(p, &value, sizeof value); }
+INLINE void narrow(double* p, Native<double>::Type value) { __builtin_memcpy(p, &value, sizeof value); }
+
+template <class T, class A = Accumulator<T>>
+INLINE Pack<A> load(const T* p) {
+  Pack<A> r;
+  FOR_PARTS r.part[i] = widen(p + i * Pack<A>::width);
+  return r;
+}
+
+template <class T, class A = Accumulator<T>>
+INLINE void store(T* p, Pack<A> value) {
+  FOR_PARTS narrow(p + i * Pack<A>::width, value.part[i]);
+}
+
+// The first `count` (1 to 15) values at p, zeros behind them; nothing else is touched.
+template <class T, class A = Accumulator<T>>
+INLINE Pack<A> load_first(const T* p, int count) {
+#if VECTOR_BYTES == 64
+  const uint32_t mask = (1u << count) - 1;
+  Pack<A> r;
+  if constexpr (sizeof(T) == 2) {
+    const __m256i loaded = _mm256_maskz_loadu_epi16(mask, p);
+    r.part[0] = widen(reinterpret_cast<const T*>(&loaded));
+  } else if constexpr (sizeof(T) == 4) {
+    r.part[0] = _mm512_maskz_loadu_ps(mask, p);
+  } else {
+    r.part[0] = _mm512_maskz_loadu_pd(mask & 0xff, p);
+    r.part[1] = _mm512_maskz_loadu_pd(mask >> 8, p + 8);
+  }
+  return r;
+#else
+  T whole[kLanes] = {};
+  __builtin_memcpy(whole, p, count * sizeof(T));
+  return load(whole);
+#endif
+}
+
+template <class T, class A = Accumulator<T>>
+INLINE void store_first(T* p, Pack<A> value, int count) {
+#if VECTOR_BYTES == 64
+  const uint32_t mask = (1u << count) - 1;
+  if constexpr (sizeof(T) == 2) {
+    __m256i narrowed;
+    narrow(reinterpret_cast<T*>(&narrowed), value.part[0]);
+    _mm256_mask_storeu_epi16(p, mask, narrowed);
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, mask, value.part[0]);
+  } else {
+    _mm512_mask_storeu_pd(p, mask & 0xff, value.part[0]);
+    _mm512_mask_storeu_pd(p + 8, mask >> 8, value.part[1]);
+  }
+#else
+  T whole[kLanes];
+  store(whole, value);
+  __builtin_memcpy(p, whole, count * sizeof(T));
+#endif
+}
+
+// Sixteen values, or, where `whole` is false, the first `count` of them.
+template <class Whole, class T, class A = Accumulator<T>>
+INLINE Pack<A> load(Whole, const T* p, int count) {
+  if constexpr (Whole::value) return load(p);
+  return load_first(p, count);
+}
+
+template <class Whole, class T, class A = Accumulator<T>>
+INLINE void store(Whole, T* p, Pack<A> value, int count) {
+  if constexpr (Whole::value) {
+    store(p, value);
+  } else {
+    store_first(p, value, count);
+  }
+}
+
+// Calls step(whole, index, count) for each sixteen indices of a run, and once for what is left.
+template <class Step>
+INLINE void by_lanes(int64_t begin, int64_t end, Step step) {
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) step(std::true_type{}, i, kLanes);
+  if (i < end) step(std::false_type{}, i, static_cast<int>(end - i));
+}
+
+// The sum of the sixteen in double, in one fixed order.
+template <class A>
+INLINE double sum(Pack<A> a) {
+  A values[kLanes];
+  store(values, a);
+  double total = 0;
+  for (int k = 0; k < kLanes; ++k) total += static_cast<double>(values[k]);
+  return total;
+}
+
+#undef FOR_PARTS
+
+}  // namespace batchnorm::INSTRUCTION_SET
