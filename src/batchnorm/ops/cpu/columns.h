@@ -9,12 +9,15 @@
 
 namespace batchnorm::INSTRUCTION_SET {
 
-template <class A>
-INLINE Pack<A> entries(const void* vector, int64_t column) {
-  return load(static_cast<const A*>(vector) + column);
-}
+// Packs of columns in a tile: as many as there are registers for two sums and three vectors of each.
+constexpr int kTile = VECTOR_BYTES == 64 ? 4 : 2;
 
 // Vectors of a value a column are padded to whole packs: only the matrix itself ends anywhere.
+template <class A>
+INLINE const A* entries(const void* vector) {
+  return static_cast<const A*>(vector);
+}
+
 template <class A>
 INLINE void add_to(double* sums, Pack<A> values) {
   A plain[kLanes];
@@ -49,7 +52,7 @@ INLINE void each_row(const Segment* segments, const Range& block, Row row) {
 template <class T, class A = Accumulator<T>>
 void column_moments(const ColumnWork& work) {
   const T* input = static_cast<const T*>(work.input);
-  by_tiles<2>(work.first, work.last, [&](auto packs, auto whole, int64_t column, int count) INLINE_LAMBDA {
+  by_tiles<kTile>(work.first, work.last, [&](auto packs, auto whole, int64_t column, int count) INLINE_LAMBDA {
     constexpr int P = decltype(packs)::value;
     Pack<A> shift[P] = {};
     double mean[P * kLanes] = {}, m2[P * kLanes] = {};
@@ -112,18 +115,19 @@ void column_normalize(const ColumnWork& work) {
   const T* input = static_cast<const T*>(work.input);
   const T* residual = static_cast<const T*>(work.residual);
   T* output = static_cast<T*>(work.output);
+  uint8_t* bits = work.bits;
+  const A *mean = entries<A>(work.mean), *scale = entries<A>(work.scale), *shift = entries<A>(work.shift);
   for (int64_t b = work.begin; b < work.end; ++b) {
     each_row(work.segments, work.blocks[b], [&](int64_t r) INLINE_LAMBDA {
       const int64_t start = r * work.width;
       by_lanes(work.first, work.last, [&](auto whole, int64_t column, int count) INLINE_LAMBDA {
         const int64_t i = start + column;
-        const Pack<A> d = load(whole, input + i, count) - entries<A>(work.mean, column);
-        Pack<A> z = fma(d, entries<A>(work.scale, column), entries<A>(work.shift, column));
+        Pack<A> z = fma(load(whole, input + i, count) - load(mean + column), load(scale + column), load(shift + column));
         if (residual) z = z + load(whole, residual + i, count);
         if constexpr (Chosen<A>::has_bits) {
-          if (work.bits) {
+          if (bits) {
             const uint32_t on = to_bits(activation.on(z)) & ((1u << count) - 1);
-            __builtin_memcpy(work.bits + i / 8, &on, decltype(whole)::value ? 2 : (count + 7) / 8);
+            __builtin_memcpy(bits + i / 8, &on, decltype(whole)::value ? 2 : (count + 7) / 8);
           }
         }
         store(whole, output + i, activation.apply(z), count);
@@ -136,20 +140,28 @@ void column_normalize(const ColumnWork& work) {
 template <class T, template <class> class Chosen, class A = Accumulator<T>>
 struct ColumnGradient {
   const Chosen<A> activation;
-  const ColumnWork& work;
+  const T* grad_output;
+  const T* residual;
+  const uint8_t* bits;
+  const uint8_t* bits_end;
 
-  INLINE explicit ColumnGradient(const ColumnWork& w) : activation(w.activation), work(w) {}
+  INLINE explicit ColumnGradient(const ColumnWork& work)
+      : activation(work.activation),
+        grad_output(static_cast<const T*>(work.grad_output)),
+        residual(static_cast<const T*>(work.residual)),
+        bits(work.bits),
+        bits_end(work.bits_end) {}
 
   template <class Whole>
   INLINE Pack<A> at(Whole whole, int64_t i, int count, Pack<A> d, Pack<A> scale, Pack<A> shift) const {
-    const Pack<A> dy = load(whole, static_cast<const T*>(work.grad_output) + i, count);
+    const Pack<A> dy = load(whole, grad_output + i, count);
     if constexpr (Chosen<A>::reads_bits) {
-      return activation.gradient(dy, read_bits(work.bits, work.bits_end, i));
+      return activation.gradient(dy, read_bits(bits, bits_end, i));
     } else {
       Pack<A> z = d;
       if constexpr (Chosen<A>::needs_z) {
         z = fma(d, scale, shift);
-        if (work.residual) z = z + load(whole, static_cast<const T*>(work.residual) + i, count);
+        if (residual) z = z + load(whole, residual + i, count);
       }
       return activation.gradient(dy, z);
     }
@@ -160,13 +172,13 @@ template <class T, template <class> class Chosen, class A = Accumulator<T>>
 void column_grad_sums(const ColumnWork& work) {
   const ColumnGradient<T, Chosen> gradient(work);
   const T* input = static_cast<const T*>(work.input);
-  by_tiles<2>(work.first, work.last, [&](auto packs, auto whole, int64_t column, int count) INLINE_LAMBDA {
+  by_tiles<kTile>(work.first, work.last, [&](auto packs, auto whole, int64_t column, int count) INLINE_LAMBDA {
     constexpr int P = decltype(packs)::value;
     Pack<A> mean[P], scale[P], shift[P];
     for (int p = 0; p < P; ++p) {
-      mean[p] = entries<A>(work.mean, column + p * kLanes);
-      scale[p] = entries<A>(work.scale, column + p * kLanes);
-      shift[p] = entries<A>(work.shift, column + p * kLanes);
+      mean[p] = load(entries<A>(work.mean) + column + p * kLanes);
+      scale[p] = load(entries<A>(work.scale) + column + p * kLanes);
+      shift[p] = load(entries<A>(work.shift) + column + p * kLanes);
     }
     double first[P * kLanes] = {}, second[P * kLanes] = {};
     for (int64_t b = work.begin; b < work.end; ++b) {
@@ -200,18 +212,20 @@ void column_grad_input(const ColumnWork& work) {
   const T* input = static_cast<const T*>(work.input);
   T* output = static_cast<T*>(work.output);
   T* grad_residual = static_cast<T*>(work.grad_residual);
+  const A *mean = entries<A>(work.mean), *scale = entries<A>(work.scale), *shift = entries<A>(work.shift);
+  const A *of_grad = entries<A>(work.of_grad), *of_input = entries<A>(work.of_input);
+  const A* constant = entries<A>(work.constant);
   for (int64_t b = work.begin; b < work.end; ++b) {
     each_row(work.segments, work.blocks[b], [&](int64_t r) INLINE_LAMBDA {
       const int64_t start = r * work.width;
       by_lanes(work.first, work.last, [&](auto whole, int64_t column, int count) INLINE_LAMBDA {
         const int64_t i = start + column;
-        const Pack<A> d = load(whole, input + i, count) - entries<A>(work.mean, column);
-        const Pack<A> dz =
-            gradient.at(whole, i, count, d, entries<A>(work.scale, column), entries<A>(work.shift, column));
+        const Pack<A> d = load(whole, input + i, count) - load(mean + column);
+        const Pack<A> dz = gradient.at(whole, i, count, d, load(scale + column), load(shift + column));
         if (grad_residual) store(whole, grad_residual + i, dz, count);
         if (output) {
-          const Pack<A> of_input = entries<A>(work.of_input, column), constant = entries<A>(work.constant, column);
-          store(whole, output + i, fma(dz, entries<A>(work.of_grad, column), fma(d, of_input, constant)), count);
+          const Pack<A> dx = fma(dz, load(of_grad + column), fma(d, load(of_input + column), load(constant + column)));
+          store(whole, output + i, dx, count);
         }
       });
     });

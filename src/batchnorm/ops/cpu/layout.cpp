@@ -13,8 +13,10 @@ constexpr int64_t kBlockValues = 2048;
 constexpr int64_t kBlockRows = 128;
 // Values a slice, the least that is worth a thread's while.
 constexpr int64_t kSliceValues = 65536;
-// A matrix is folded to whole registers up to this many columns.
+// A matrix is folded to whole registers up to this many columns, and where there are rows enough to so many at least:
+// a row costs some instructions of its own.
 constexpr int64_t kFoldedColumns = 8192;
+constexpr int64_t kLeastColumns = 256;
 constexpr int64_t kLanes = 16;
 
 // Collects runs of values in order and cuts them into segments, blocks and slices.
@@ -124,7 +126,8 @@ Layout make_layout(int64_t samples, int64_t channels, int64_t spatial, bool chan
     width = channels * spatial;
     layout.inner = spatial;
   }
-  const int64_t fold = mask ? 1 : kLanes / std::gcd(width, kLanes);
+  int64_t fold = mask ? 1 : kLanes / std::gcd(width, kLanes);
+  while (!mask && fold * width < kLeastColumns && rows >= 16 * fold) fold *= 2;
   const bool as_rows = channels_last || spatial == 1;
   const bool few = !mask && spatial < kLanes && (fold == 1 || fold * width <= kFoldedColumns);
   layout.planes = !((as_rows && walks_channels_last(channels, mask)) || few);

@@ -238,6 +238,28 @@ INLINE void store(T* p, Pack<A> value) {
   FOR_PARTS narrow(p + i * Pack<A>::width, value.part[i]);
 }
 
+#if VECTOR_BYTES == 32
+INLINE Native<float>::Type load_masked(const float* p, Mask<float>::Vector mask) {
+  return _mm256_maskload_ps(p, (__m256i)mask);
+}
+INLINE void store_masked(float* p, Mask<float>::Vector mask, Native<float>::Type value) {
+  _mm256_maskstore_ps(p, (__m256i)mask, value);
+}
+#endif
+
+// 1 to 15 values, by the powers of two in their number: a call of memcpy would cost more than all the rest.
+template <class T>
+INLINE void copy_first(T* to, const T* from, int count) {
+#pragma GCC unroll 4
+  for (int size = 8; size > 0; size /= 2) {
+    if (count & size) {
+      __builtin_memcpy(to, from, size * sizeof(T));
+      to += size;
+      from += size;
+    }
+  }
+}
+
 // The first `count` (1 to 15) values at p, zeros behind them; nothing else is touched.
 template <class T, class A = Accumulator<T>>
 INLINE Pack<A> load_first(const T* p, int count) {
@@ -255,9 +277,16 @@ INLINE Pack<A> load_first(const T* p, int count) {
   }
   return r;
 #else
-  T whole[kLanes] = {};
-  __builtin_memcpy(whole, p, count * sizeof(T));
-  return load(whole);
+  if constexpr (VECTOR_BYTES == 32 && sizeof(T) == 4) {
+    const Mask<A> mask = first<A>(count);
+    Pack<A> r;
+    FOR_PARTS r.part[i] = load_masked(p + i * Pack<A>::width, mask.part[i]);
+    return r;
+  } else {
+    T whole[kLanes] = {};
+    copy_first(whole, p, count);
+    return load(whole);
+  }
 #endif
 }
 
@@ -276,9 +305,14 @@ INLINE void store_first(T* p, Pack<A> value, int count) {
     _mm512_mask_storeu_pd(p + 8, mask >> 8, value.part[1]);
   }
 #else
-  T whole[kLanes];
-  store(whole, value);
-  __builtin_memcpy(p, whole, count * sizeof(T));
+  if constexpr (VECTOR_BYTES == 32 && sizeof(T) == 4) {
+    const Mask<A> mask = first<A>(count);
+    FOR_PARTS store_masked(p + i * Pack<A>::width, mask.part[i], value.part[i]);
+  } else {
+    T whole[kLanes];
+    store(whole, value);
+    copy_first(p, whole, count);
+  }
 #endif
 }
 
@@ -306,14 +340,19 @@ INLINE void by_lanes(int64_t begin, int64_t end, Step step) {
   if (i < end) step(std::false_type{}, i, static_cast<int>(end - i));
 }
 
-// The sum of the sixteen in double, in one fixed order.
+// The sum of the sixteen in double, in one fixed order: a tree, whose additions do not wait for one another.
 template <class A>
 INLINE double sum(Pack<A> a) {
-  A values[kLanes];
-  store(values, a);
-  double total = 0;
-  for (int k = 0; k < kLanes; ++k) total += static_cast<double>(values[k]);
-  return total;
+  A plain[kLanes];
+  store(plain, a);
+  double values[kLanes];
+  for (int k = 0; k < kLanes; ++k) values[k] = static_cast<double>(plain[k]);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+    for (int k = 0; k < half; ++k) values[k] += values[k + half];
+  }
+  return values[0];
 }
 
 #undef FOR_PARTS

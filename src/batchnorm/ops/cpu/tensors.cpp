@@ -1,8 +1,28 @@
 #include "tensors.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace batchnorm {
 
 namespace {
+
+// Fresh memory costs a page fault every 4 KB, three times the price of the kernel that fills it (100 MB: 37 ms by small
+// pages, 12 ms by huge ones). What is about to be written whole may as well lie on huge pages; where the system knows
+// none, or gives them anyway, this does nothing.
+void ask_for_huge_pages(void* data, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  if (bytes < static_cast<int64_t>(2 * kHuge)) return;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) & ~(kHuge - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) & ~(kHuge - 1);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data;
+  (void)bytes;
+#endif
+}
 
 struct Shape {
   explicit Shape(const Tensor& tensor) : sizes(tensor.sizes()), strides(tensor.strides()) {}
@@ -141,7 +161,11 @@ const void* Walk::data(const char* name, const Tensor& tensor, Tensor& holder) c
   return holder.data_ptr();
 }
 
-Tensor Walk::fresh() const { return empty_strided_like(walked_); }
+Tensor Walk::fresh() const {
+  Tensor tensor = empty_strided_like(walked_);
+  ask_for_huge_pages(tensor.data_ptr(), layout_.values() * size_of(element_));
+  return tensor;
+}
 
 Tensor Walk::finished(Tensor written) const {
   if (as_given_) return written;
