@@ -288,9 +288,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor i
   STD_TORCH_CHECK(wanted.size() == 4, "batchnorm: wanted should have four entries.");
   Backward b(grad_output, input, mean, var, weight, bias, residual, mask, bits, eps,
              activation_of(name, parameters));
-  const Tensor nothing = nothing_like(input);
-  Tensor dx = wanted[0] ? b.walk.fresh() : nothing;
-  Tensor dresidual = wanted[3] ? b.walk.fresh() : nothing;
+  // No output may be another: each that is not wanted is a tensor of its own.
+  Tensor dx = wanted[0] ? b.walk.fresh() : nothing_like(input);
+  Tensor dresidual = wanted[3] ? b.walk.fresh() : nothing_like(input);
   b.pass.training = count.has_value();
   if (wanted[0]) b.pass.grad_input = dx.data_ptr();
   if (wanted[3]) b.pass.grad_residual = dresidual.data_ptr();
@@ -299,8 +299,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_output, Tensor i
     grad_sums_and_input(b.pass, sums ? b.sum_dz.data() : nullptr, sums ? b.sum_dzx.data() : nullptr);
   }
   const Element element = b.walk.element();
-  return {wanted[0] ? b.walk.finished(dx) : dx, wanted[1] ? statistics(b.sum_dzx, element) : nothing,
-          wanted[2] ? statistics(b.sum_dz, element) : nothing, wanted[3] ? b.walk.finished(dresidual) : dresidual};
+  return {wanted[0] ? b.walk.finished(dx) : dx, wanted[1] ? statistics(b.sum_dzx, element) : nothing_like(input),
+          wanted[2] ? statistics(b.sum_dz, element) : nothing_like(input),
+          wanted[3] ? b.walk.finished(dresidual) : dresidual};
 }
 
 std::tuple<Tensor, Tensor> grad_sums_operator(Tensor grad_output, Tensor input, Tensor mean, Tensor var,
@@ -363,6 +364,8 @@ void update_running_tensor(Tensor running_mean, Tensor running_var, MaybeTensor 
 }  // namespace batchnorm
 
 STABLE_TORCH_LIBRARY_IMPL(batchnorm, CPU, library) {
+  // Where the processor runs none of the kernels, the Python ones keep the operators.
+  if (batchnorm::chosen_instruction_set() < 0) return;
   library.impl("moments", TORCH_BOX(&batchnorm::moments_operator));
   library.impl("normalize", TORCH_BOX(&batchnorm::normalize_operator));
   library.impl("grad_sums", TORCH_BOX(&batchnorm::grad_sums_operator));

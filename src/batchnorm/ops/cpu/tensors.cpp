@@ -60,7 +60,7 @@ void copy_into(Tensor& to, const Tensor& from) { torch::stable::copy_(to, from);
 
 int32_t dtype_of(const Tensor& tensor) {
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
   return dtype;
 }
 
@@ -78,7 +78,7 @@ Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t dim = sizes.size(); dim-- > 1;) strides[dim - 1] = strides[dim] * sizes[dim];
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                                          strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
                                                          &handle));
   return Tensor(handle);
@@ -87,7 +87,7 @@ Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
 Tensor empty_strided_like(const Tensor& tensor) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                                          strides.data(), dtype_of(tensor),
                                                          aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
