@@ -565,7 +565,8 @@ def check_kept_for_backward(layer: Layer) -> None:
                 vectors = 2 * CHANNELS * 8 + 8  # mean, variance, count
                 allowed = x + vectors
                 if residual and activation.needs_bit:
-                    allowed += (case.input.numel() + 7) // 8
+                    values = case.input.numel() // CHANNELS
+                    allowed += CHANNELS * ((values + 7) // 8)
                 elif residual and activation.name != "identity":
                     allowed += x
                 assert kept <= allowed, f"{case.name}, residual {residual}: {kept} bytes, allowed {allowed}"

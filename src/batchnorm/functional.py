@@ -11,7 +11,6 @@ from . import ops
 from .activation import ActivationLike, as_activation
 from .errors import ArgumentError, DtypeError, ShapeError, TooFewValuesError
 from .ops.eager import statistics_dtype
-from .ops.running import is_recomputation
 
 __all__ = ["Nonfinite", "batch_norm"]
 
@@ -94,35 +93,43 @@ def batch_norm(
         (tensor([ 1., 10.]), tensor([  1.5000, 100.5000]))
     """
     activation = as_activation(activation)
-    _check(
-        input, running_mean, running_var, weight, bias, training, momentum, num_batches_tracked, eps, nonfinite, mask
+    _check_values(input, running_mean, running_var, training, momentum, eps, nonfinite, num_batches_tracked)
+    kernel = ops.direct_kernels(input, mask, training)
+    # Compiled kernels check the tensors themselves, which Python would take 2 µs for, a sixth of a call on a small
+    # input. What may have to be converted first is for Python all the same.
+    unchecked = (
+        kernel is not None
+        and kernel.CHECKS_TENSORS
+        and (residual is None or residual.dtype == input.dtype)
+        and (mask is None or mask.dim() < input.dim())
     )
-    if residual is not None:
-        residual = _checked_residual(residual, input)
-    if mask is not None:
-        mask = _checked_mask(mask, input)
-    if not training:
+    if not unchecked:
+        residual, mask = _checked_tensors(input, running_mean, running_var, weight, bias, training, residual, mask)
+    try:
+        if training:
+            return ops.batch_norm(
+                kernel,
+                input,
+                weight,
+                bias,
+                residual,
+                mask,
+                running_mean,
+                running_var,
+                num_batches_tracked,
+                momentum,
+                nonfinite == "skip",
+                eps,
+                activation,
+            )
         assert running_mean is not None
         assert running_var is not None
-        return ops.normalize(input, running_mean, running_var, weight, bias, residual, mask, eps, activation)
-    output, count, mean, var = ops.batch_norm(input, weight, bias, residual, mask, eps, activation)
-    if running_mean is not None and running_var is not None:
-        if input.numel() == 0:
-            # As in torch: an empty batch counts, and has no statistics to move the buffers by.
-            if num_batches_tracked is not None and not is_recomputation():
-                num_batches_tracked.add_(1)
-        else:
-            if isinstance(momentum, Tensor):
-                momentum = momentum.detach()  # or the buffers would join the graph
-            if momentum is None:
-                # The count stays on its device: reading it would wait for it.
-                assert num_batches_tracked is not None
-                momentum = 1.0 / (num_batches_tracked + 1)
-            # Without a mask the count is known, and nothing has to be computed from it on the device.
-            values = count if mask is not None else input.numel() // input.shape[1]
-            buffers = (running_mean, running_var, num_batches_tracked)
-            ops.update_running(*buffers, values, mean, var, momentum, nonfinite == "skip")
-    return output
+        return ops.normalize(kernel, input, running_mean, running_var, weight, bias, residual, mask, eps, activation)
+    except RuntimeError:
+        if unchecked:
+            # A kernel refuses before it writes anything; these say in more words what is wrong.
+            _checked_tensors(input, running_mean, running_var, weight, bias, training, residual, mask)
+        raise
 
 
 def check_nonfinite(nonfinite: str) -> None:
@@ -135,26 +142,22 @@ def _shape(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def _check(
+def _check_values(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
     training: bool,
     momentum: float | Tensor | None,
-    num_batches_tracked: Tensor | None,
     eps: float,
     nonfinite: str,
-    mask: Tensor | None,
+    num_batches_tracked: Tensor | None,
 ) -> None:
+    """What no kernel sees, or none could be chosen with."""
     if input.dim() < 2:
         raise ShapeError(
             f"the input has shape {_shape(input)}, and batch norm needs (N, C, *spatial).",
             "add the batch dimension: input.unsqueeze(0).",
         )
-    if input.dtype not in _DTYPES:
-        raise DtypeError(f"the input is {input.dtype}, which this cannot average.", "convert it: input.float().")
     if (running_mean is None) != (running_var is None):
         raise ArgumentError(
             "only one of running_mean and running_var is given.", "give both, or neither for no tracking."
@@ -164,16 +167,33 @@ def _check(
             "evaluation needs running statistics, and running_mean is None.",
             "give running_mean and running_var, or set training=True to normalise by the batch.",
         )
-    check_nonfinite(nonfinite)
-    if momentum is None and training and running_mean is not None and num_batches_tracked is None:
-        raise ArgumentError(
-            "momentum=None is the average over all batches, and nothing counts them.", "give num_batches_tracked."
-        )
-    if isinstance(momentum, Tensor) and momentum.dim() != 0:
+    if nonfinite != "skip":
+        check_nonfinite(nonfinite)
+    if momentum is None:
+        if training and running_mean is not None and num_batches_tracked is None:
+            raise ArgumentError(
+                "momentum=None is the average over all batches, and nothing counts them.", "give num_batches_tracked."
+            )
+    elif isinstance(momentum, Tensor) and momentum.dim() != 0:
         raise ArgumentError(f"momentum has shape {_shape(momentum)}.", "give a number, or a 0-d tensor.")
-    if eps < 0 or (training and eps == 0):
+    if eps <= 0 and (training or eps < 0):
         # In evaluation the variance is a constant that the user answers for; a batch's can always be 0.
         raise ArgumentError(f"eps must be positive, but is {eps}.", "use 1e-5, or less for data of tiny variance.")
+
+
+def _checked_tensors(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    residual: Tensor | None,
+    mask: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Refuse tensors that do not fit together; residual and mask as the kernels take them."""
+    if input.dtype not in _DTYPES:
+        raise DtypeError(f"the input is {input.dtype}, which this cannot average.", "convert it: input.float().")
     for name, vector in (
         ("running_mean", running_mean),
         ("running_var", running_var),
@@ -188,6 +208,10 @@ def _check(
             f"the input has shape {_shape(input)}: expected more than 1 value per channel when training.",
             "use a larger batch, drop the last incomplete one (DataLoader(drop_last=True)), or call eval().",
         )
+    return (
+        None if residual is None else _checked_residual(residual, input),
+        None if mask is None else _checked_mask(mask, input),
+    )
 
 
 def _check_vector(name: str, vector: Tensor, input: Tensor) -> None:

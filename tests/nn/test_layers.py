@@ -6,6 +6,8 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.utils.parametrize
+import torch.nn.utils.prune
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -59,18 +61,51 @@ def test_channels_without_samples_or_features() -> None:
         BatchNorm1d(-1)
 
 
-def test_an_interrupt_between_forward_and_update_leaves_the_buffers_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = BatchNorm1d(3)
-    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+class _Doubled(torch.nn.Module):
+    def forward(self, parameter: torch.Tensor) -> torch.Tensor:
+        return 2 * parameter
 
-    def interrupted(*arguments: object) -> None:
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr("batchnorm.ops.update_running", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        layer(torch.randn(8, 3))
-    for name, buffer in layer.named_buffers():
-        assert torch.equal(buffer, before[name])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layer", [BatchNorm1d, BatchNormAct1d], ids=lambda c: c.__name__)
+def test_parameters_and_buffers_wherever_torch_keeps_them(layer: type[torch.nn.Module], training: bool) -> None:
+    """Parametrized, pruned and replicated layers have them outside of the module's dictionaries."""
+    x = torch.randn(6, 4)
+    plain = layer(4).train(training)
+    with torch.no_grad():
+        plain.weight.copy_(torch.tensor([2.0, 4.0, 0.0, 6.0]))
+        plain.bias.copy_(torch.tensor([1.0, 0.0, 1.0, -1.0]))
+        plain.running_mean.fill_(0.5)
+
+    parametrized = copy.deepcopy(plain)
+    with torch.no_grad():
+        parametrized.weight /= 2
+    torch.nn.utils.parametrize.register_parametrization(parametrized, "weight", _Doubled())
+    pruned = copy.deepcopy(plain)
+    torch.nn.utils.prune.custom_from_mask(pruned, "weight", torch.tensor([1, 1, 0, 1]))
+    with torch.no_grad():
+        pruned.weight_orig[2] = 5.0
+    replica = copy.deepcopy(plain)._replicate_for_data_parallel()
+    for name, parameter in plain.named_parameters():
+        setattr(replica, name, parameter.detach() + 0)
+    bare = copy.deepcopy(plain)
+    del bare._buffers["running_mean"]
+    bare.running_mean = plain.running_mean + 0
+
+    wanted = copy.deepcopy(plain)(x)
+    for changed in (parametrized, pruned, replica, bare):
+        torch.testing.assert_close(changed(x), wanted)
+        torch.testing.assert_close(changed.running_mean, (0.45 + 0.1 * x.mean(0)) if training else plain.running_mean)
+    zero = {name: torch.zeros_like(parameter) for name, parameter in plain.named_parameters()}
+    assert (torch.func.functional_call(plain, zero, (x,)) == 0).all()
+    statistics = {"running_mean": torch.ones(4), "running_var": torch.full((4,), 4.0)}
+    found = torch.func.functional_call(plain, (zero | {"weight": torch.ones(4)}, statistics), (x,))
+    if training:
+        torch.testing.assert_close(statistics["running_mean"], 0.9 + 0.1 * x.mean(0))
+        assert int(plain.num_batches_tracked) == 2  # what is not handed in is the layer's own
+    else:
+        z = (x - 1) / 2
+        torch.testing.assert_close(found, z if layer is BatchNorm1d else z.relu(), rtol=1e-4, atol=1e-5)
 
 
 def test_parameters_in_half_precision_as_model_half_makes_them() -> None:

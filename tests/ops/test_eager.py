@@ -59,7 +59,7 @@ def test_forward_and_backward(name: str, kernel: ModuleType, masked: bool) -> No
         activation=reference_activation(name),
     )
     assert int(count) == saved.count
-    assert bits.numel() == (-(-x.numel() // 8) if keep else 0)
+    assert bits.numel() == (3 * 3 if keep else 0)  # 20 values a channel: three bytes
     np.testing.assert_allclose(mean, saved.mean, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(1 / torch.sqrt(var + 1e-5), saved.invstd, rtol=1e-12)
     np.testing.assert_allclose(output, true, rtol=1e-11, atol=1e-13)
@@ -76,12 +76,74 @@ def test_forward_and_backward(name: str, kernel: ModuleType, masked: bool) -> No
         torch.testing.assert_close(alone[place], found[place])
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 64, 1003])
-def test_bits_come_back(count: int) -> None:
-    on = torch.rand(count) < 0.5
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((0, 3), 0), ((4, 0, 2), 0), ((1, 1), 1), ((1, 7), 7), ((8, 1), 1), ((9, 1), 2), ((5, 3, 2), 6), ((17, 59), 177)],
+    ids=str,
+)
+def test_bits_come_back(shape: tuple[int, ...], size: int) -> None:
+    on = torch.rand(shape) < 0.5
     bits = pack_bits(on)
-    assert bits.numel() == -(-count // 8)
+    assert bits.numel() == size
     assert torch.equal(unpack_bits(bits, on), on)
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("kernel", [eager, native], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_train_is_forward_and_then_the_buffers(kernel: ModuleType, skip: bool, momentum: float | None) -> None:
+    layer = (torch.randn(3), torch.randn(3), torch.randn(6, 3, 4), None)
+    settings = (1e-5, Activation("relu"), True)
+    buffers, wanted = ((torch.randn(3).abs(), torch.ones(3), torch.tensor(4)) for _ in range(2))
+    for one, other in zip(buffers, wanted, strict=True):
+        other.copy_(one)
+    for bad in (0.0, float("nan"), 1.0):
+        x = torch.randn(6, 3, 4)
+        x[0, 1, 0] += bad
+        versions = [buffer._version for buffer in buffers]
+        found = kernel.train(x, *layer, *buffers, momentum, skip, *settings)
+        plain = kernel.forward(x, *layer, *settings)
+        torch.testing.assert_close(found, plain, rtol=0, atol=0, equal_nan=True)
+        weight = 1 / (wanted[2] + 1) if momentum is None else momentum
+        update_running(*wanted, *plain[1:4], weight, skip)
+        torch.testing.assert_close(buffers, wanted, equal_nan=True)
+        # What autograd keeps of a buffer must be known to be out of date.
+        assert all(buffer._version > version for buffer, version in zip(buffers, versions, strict=True))
+    assert int(buffers[2]) == (6 if skip else 7)
+
+
+@pytest.mark.parametrize("kernel", [eager, native], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_train_without_buffers(kernel: ModuleType) -> None:
+    x, seen = torch.randn(6, 3), torch.tensor(4)
+    found = kernel.train(x, None, None, None, None, None, None, seen, 0.1, True, 1e-5, Activation("relu"), False)
+    torch.testing.assert_close(found, kernel.forward(x, None, None, None, None, 1e-5, Activation("relu"), False))
+    assert int(seen) == 4
+
+
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("kernel", [eager, native], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_an_interrupt_leaves_the_buffers_whole(kernel: ModuleType, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> torch.Tensor:
+        moves.append(arguments)
+        if len(moves) > place:
+            raise KeyboardInterrupt
+        return torch.full((3,), 7.0)
+
+    moves: list[object] = []
+    monkeypatch.setattr("batchnorm.ops.running._moved", interrupted)
+    buffers = (torch.zeros(3), torch.ones(3), torch.tensor(0))
+    settings = (0.1, True, 1e-5, Activation("relu"), False)
+    with pytest.raises(KeyboardInterrupt):
+        kernel.train(torch.randn(8, 3), None, None, None, None, *buffers, *settings)
+    assert [buffer.tolist() for buffer in buffers] == [[0.0] * 3, [1.0] * 3, 0]
+
+
+def test_train_counts_an_empty_batch() -> None:
+    mean, var, seen = torch.randn(3), torch.rand(3), torch.tensor(4)
+    before = (mean.clone(), var.clone())
+    settings = (0.1, True, 1e-5, Activation("relu"), False)
+    eager.train(torch.randn(0, 3), None, None, None, None, mean, var, seen, *settings)
+    assert (torch.equal(mean, before[0]), torch.equal(var, before[1]), int(seen)) == (True, True, 5)
 
 
 def test_merge_is_the_moments_of_all() -> None:

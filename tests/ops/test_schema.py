@@ -90,6 +90,39 @@ def test_primitives(dtype: torch.dtype, format: str, mask: bool, name: str) -> N
     torch.library.opcheck(OPS.grad_input.default, (dy, *values.values(), None, count, *sums, *activation(name), True))
 
 
+@vary
+def test_train(dtype: torch.dtype, format: str, mask: bool, name: str) -> None:
+    values = layer(dtype, format, mask)
+    chosen = [values[key] for key in ("input", "weight", "bias", "residual", "mask")]
+    keep_bits = batchnorm.Activation(name).needs_bit
+    buffers = (torch.zeros(3), torch.ones(3), torch.tensor(4))
+    for tracked, momentum in ((buffers, 0.1), (buffers, None), ((*buffers[:2], None), 0.1), ((None,) * 3, 0.1)):
+        arguments = (*chosen, *tracked, momentum, True, *activation(name), keep_bits)
+        torch.library.opcheck(OPS.train.default, arguments)
+    torch.testing.assert_close(OPS.train(*arguments), run_forward(values, name, keep_bits))
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (1, 3, 9), (7, 0, 2), (0, 3, 2)], ids=str)
+def test_bits_are_whole_bytes_a_channel(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    arguments = (x, None, None, torch.randn(shape), None, *activation("relu"), True)
+    torch.library.opcheck(OPS.forward.default, arguments)
+    values = x.numel() // max(shape[1], 1)
+    assert OPS.forward(*arguments)[4].numel() == shape[1] * -(-values // 8)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_train_moves_the_buffers_as_update_running_does(mask: bool) -> None:
+    values = layer(mask=mask)
+    chosen = [values[key] for key in ("input", "weight", "bias", "residual", "mask")]
+    _, count, mean, var, _ = run_forward(values, "relu", True)
+    for momentum in (0.1, None):
+        found, wanted = ((torch.zeros(3), torch.ones(3), torch.tensor(4)) for _ in range(2))
+        OPS.train(*chosen, *found, momentum, True, *activation("relu"), True)
+        OPS.update_running(*wanted, count, mean, var, 0.2 if momentum is None else momentum, True)
+        torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("tracked", [True, False])
 @pytest.mark.parametrize("momentum", [0.1, torch.tensor(0.1)], ids=["float", "tensor"])
 def test_update_running(momentum: float | Tensor, tracked: bool) -> None:
@@ -128,6 +161,7 @@ def test_every_operator_is_reachable() -> None:
         "grad_input",
         "forward",
         "backward",
+        "train",
         "update_running",
     }
     assert all(hasattr(OPS, name) for name in names)

@@ -1,6 +1,7 @@
 """One bit an element: what a piecewise linear activation's derivative needs to be kept.
 
-This layout is that of the Python kernels. A compiled kernel has its own: only its own backward reads it.
+How many bytes that is belongs to the contract; the layout here is that of the Python kernels. A compiled kernel has its
+own: only its own backward reads it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["no_bits", "pack_bits", "unpack_bits"]
+__all__ = ["bits_size", "no_bits", "pack_bits", "unpack_bits"]
+
+
+def bits_size(like: Tensor) -> int:
+    """How many bytes the bits of such an input (N, C, *spatial) take: each channel's, rounded up to whole bytes."""
+    values = like.shape[0]
+    for size in like.shape[2:]:
+        values *= size
+    return like.shape[1] * ((values + 7) // 8)
 
 
 def no_bits(like: Tensor) -> Tensor:
@@ -17,10 +26,11 @@ def no_bits(like: Tensor) -> Tensor:
 
 
 def pack_bits(on: Tensor) -> Tensor:
-    """A bool tensor as uint8, eight elements a byte, in the order of its dimensions."""
+    """A bool tensor (N, C, *spatial) as uint8, eight elements a byte, in the order of its dimensions, then zeros."""
     flat = on.flatten()
-    if flat.numel() % 8:
-        flat = torch.nn.functional.pad(flat, (0, 8 - flat.numel() % 8))
+    padding = 8 * bits_size(on) - flat.numel()
+    if padding:
+        flat = torch.nn.functional.pad(flat, (0, padding))
     eights = flat.view(-1, 8)
     packed = eights[:, 0].to(torch.uint8)
     for place in range(1, 8):

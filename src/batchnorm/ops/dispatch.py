@@ -33,9 +33,13 @@ class Backend:
         return f"{self.name}: {'yes' if self.available else 'no'} ({self.serves}; {self.reason})"
 
 
-def kernels(input: Tensor, mask: Tensor | None) -> ModuleType:
-    """The module whose functions serve this input; all have the signatures of :mod:`batchnorm.ops.eager`."""
-    return native if native.serves(input, mask) else eager
+def kernels(input: Tensor, mask: Tensor | None, evaluation: bool = False) -> ModuleType:
+    """The module whose functions serve this input; all have the signatures of :mod:`batchnorm.ops.eager`.
+
+    Asked at every call, so the cheapest question comes first. With ``evaluation`` it is ``normalize`` that is meant,
+    without it any other function, ``backward`` for evaluation included.
+    """
+    return native if evaluation or native.serves(input, mask) else eager
 
 
 def explain(input: Tensor, mask: Tensor | None = None) -> str:

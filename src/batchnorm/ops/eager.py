@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..activation import Activation
 from .bits import no_bits, pack_bits, unpack_bits
+from .running import training_by
 
 __all__ = [
     "backward",
@@ -31,7 +32,11 @@ __all__ = [
     "moments",
     "normalize",
     "statistics_dtype",
+    "train",
 ]
+
+# These take what they are given: whoever calls them has checked that it fits together.
+CHECKS_TENSORS = False
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -258,6 +263,9 @@ def forward(
     z = _preactivation(input, mean, var, weight, bias, residual, eps)
     bits = pack_bits(activation.is_on(z)) if keep_bits else no_bits(input)
     return _finish(z, mask, activation).to(input.dtype), count, mean, var, bits
+
+
+train = training_by(forward)
 
 
 def backward(

@@ -15,8 +15,11 @@ from torch import Tensor
 from ..activation import Activation
 from . import eager
 from .bits import no_bits, pack_bits, unpack_bits
+from .running import training_by
 
-__all__ = ["backward", "forward", "normalize", "normalize_in_graph", "serves"]
+__all__ = ["backward", "forward", "normalize", "normalize_in_graph", "serves", "train"]
+
+CHECKS_TENSORS = False  # as in eager
 
 _aten = torch.ops.aten
 
@@ -159,6 +162,9 @@ def forward(
     output = _activate_in_place(z, None, activation)
     values = input.numel() // input.shape[1]
     return output, eager.count_values(input, None), mean, unbiased * ((values - 1) / values), bits
+
+
+train = training_by(forward)
 
 
 def _train(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

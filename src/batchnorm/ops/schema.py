@@ -2,12 +2,14 @@
 
 Formulas and shapes are those of :mod:`batchnorm.ops.eager`; here stand the contract's outer sides:
 
-- Operators are functional but for ``update_running``: one that mutates cannot carry an autograd formula.
+- Operators are functional but for ``update_running`` and ``train``, which move the running buffers: one that mutates
+  cannot carry an autograd formula. ``train`` is ``forward`` and ``update_running`` in one call, for eager mode.
 - An output that was not asked for is a tensor of no elements, since an operator cannot return nothing.
 - ``output``, ``grad_input`` and ``grad_residual`` have the strides that ``torch.empty_like(input)`` has.
 - ``count`` in ``backward`` is that of the input given. Where the statistics are those of more (other ranks), the two
   primitives and the sum between them take its place.
-- The layout of ``bits`` belongs to the kernel that wrote them: only its own backward reads them.
+- ``bits`` has one bit an element, each channel's rounded up to whole bytes. Their layout belongs to the kernel that
+  wrote them: only its own backward reads them.
 
 The Python implementations serve every device and ask :mod:`batchnorm.ops.dispatch`. A compiled kernel registers for
 its own dispatch key (CPU, CUDA), where graphs find it, and enters dispatch, where eager mode does.
@@ -15,14 +17,15 @@ its own dispatch key (CPU, CUDA), where graphs find it, and enters dispatch, whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..activation import Activation
-from . import eager, native
+from . import eager
+from .bits import bits_size
 from .dispatch import kernels
 from .running import update_running
 
@@ -32,6 +35,12 @@ _LAYER = "Tensor mean, Tensor var, Tensor? weight, Tensor? bias, Tensor? residua
 _ACTIVATION = "float eps, str activation, float[] parameters"
 _RUNNING = "Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked"
 _BATCH = "Tensor count, Tensor mean, Tensor var"
+_INPUT = "Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask"
+_TRAINED = "(Tensor output, Tensor count, Tensor mean, Tensor var, Tensor bits)"
+_TRACKED = (
+    "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, float? momentum,"
+    " bool skip_nonfinite"
+)
 
 SCHEMAS = (
     "moments(Tensor input, Tensor? mask) -> (Tensor count, Tensor mean, Tensor var)",
@@ -41,11 +50,11 @@ SCHEMAS = (
     f"grad_input(Tensor grad_output, Tensor input, {_LAYER}, Tensor? bits, Tensor? count, Tensor? sum_dz,"
     f" Tensor? sum_dz_standardized, {_ACTIVATION}, bool keep_residual)"
     " -> (Tensor grad_input, Tensor grad_residual)",
-    "forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? residual, Tensor? mask,"
-    f" {_ACTIVATION}, bool keep_bits) -> (Tensor output, Tensor count, Tensor mean, Tensor var, Tensor bits)",
+    f"forward({_INPUT}, {_ACTIVATION}, bool keep_bits) -> {_TRAINED}",
     f"backward(Tensor grad_output, Tensor input, {_LAYER}, Tensor? bits, Tensor? count, {_ACTIVATION},"
     " bool[4] wanted)"
     " -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)",
+    f"train({_INPUT}, {_TRACKED}, {_ACTIVATION}, bool keep_bits) -> {_TRAINED}",
     f"update_running({_RUNNING}, {_BATCH}, float momentum, bool skip_nonfinite) -> ()",
     f"update_running.tensor({_RUNNING}, {_BATCH}, Tensor momentum, bool skip_nonfinite) -> ()",
 )
@@ -62,7 +71,6 @@ def _operator(schema: str, implementation: Callable[..., Any], fake: Callable[..
 
 # Arguments pass through here as they come: their number and kinds are the schema's to check.
 _eager: Any = eager
-_native: Any = native
 
 
 def _conform(output: Tensor, input: Tensor, wanted: bool = True) -> Tensor:
@@ -79,7 +87,8 @@ def _moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor
 
 def _normalize(input: Tensor, *arguments: Any) -> Tensor:
     *layer, name, parameters = arguments
-    return _conform(_native.normalize(input, *layer, Activation.of(name, parameters)), input)
+    kernel = kernels(input, layer[5], evaluation=True)
+    return _conform(kernel.normalize(input, *layer, Activation.of(name, parameters)), input)
 
 
 def _grad_sums(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
@@ -98,20 +107,15 @@ def _own(gradient: Tensor, grad_output: Tensor) -> Tensor:
     return gradient.clone() if gradient is grad_output else gradient  # no output may be an input
 
 
-def _forward(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    name: str,
-    parameters: Sequence[float],
-    keep_bits: bool,
-) -> tuple[Tensor, ...]:
-    output, *kept = kernels(input, mask).forward(
-        input, weight, bias, residual, mask, eps, Activation.of(name, parameters), keep_bits
-    )
+def _forward(input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *layer, name, parameters, keep_bits = arguments
+    output, *kept = kernels(input, layer[3]).forward(input, *layer, Activation.of(name, parameters), keep_bits)
+    return _conform(output, input), *kept
+
+
+def _train(input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    *layer, name, parameters, keep_bits = arguments
+    output, *kept = kernels(input, layer[3]).train(input, *layer, Activation.of(name, parameters), keep_bits)
     return _conform(output, input), *kept
 
 
@@ -136,7 +140,7 @@ def _fake_gradients(input: Tensor, keep_residual: bool) -> tuple[Tensor, Tensor]
 
 
 def _fake_forward(input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    bits = (input.numel() + 7) // 8 if arguments[-1] else 0
+    bits = bits_size(input) if arguments[-1] else 0
     return torch.empty_like(input), *_fake_moments(input, None), input.new_empty(bits, dtype=torch.uint8)
 
 
@@ -153,6 +157,7 @@ _IMPLEMENTATIONS: tuple[tuple[Callable[..., Any], ...], tuple[Callable[..., Any]
         _grad_input,
         _forward,
         _backward,
+        _train,
         update_running,
         update_running,
     ),
@@ -163,6 +168,7 @@ _IMPLEMENTATIONS: tuple[tuple[Callable[..., Any], ...], tuple[Callable[..., Any]
         lambda grad_output, input, *arguments: _fake_gradients(input, arguments[-1]),
         _fake_forward,
         _fake_backward,
+        _fake_forward,
         lambda *arguments: None,
         lambda *arguments: None,
     ),
