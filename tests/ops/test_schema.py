@@ -80,10 +80,6 @@ def test_primitives(dtype: torch.dtype, format: str, mask: bool, name: str) -> N
     dy = torch.randn_like(values["input"])
     torch.library.opcheck(OPS.moments.default, (values["input"], values["mask"]))
     torch.library.opcheck(OPS.normalize.default, (*values.values(), *activation(name)))
-    differentiable = {
-        k: v.clone().requires_grad_() if k in ("input", "weight", "residual") else v for k, v in values.items()
-    }
-    torch.library.opcheck(OPS.normalize.default, (*differentiable.values(), *activation(name)))
     torch.library.opcheck(OPS.grad_sums.default, (dy, *values.values(), None, *activation(name)))
     sums = OPS.grad_sums(dy, *values.values(), None, *activation(name))
     count = torch.tensor(40)

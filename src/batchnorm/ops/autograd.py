@@ -395,7 +395,8 @@ _apply_batch_norm = super(torch.autograd.Function, _BatchNorm).apply
 _apply_normalize = super(torch.autograd.Function, _Normalize).apply
 
 
-# The same rules for the operators, whose backward stays an operator in the graph. Activations come by name there.
+# The same rules for the operator that graphs record, whose backward stays an operator there. The activation comes by
+# name.
 
 
 def _setup_forward_operator(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -407,25 +408,9 @@ def _backward_forward_operator(ctx: Any, grad_output: Tensor | None, *_: None) -
     return *_gradients(ctx, grad_output, ctx.needs_input_grad[:4]), None, None, None, None, None
 
 
-def _setup_normalize_operator(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, *layer, eps, name, parameters = inputs
-    _keep_normalize(ctx, _backward_operator, input, tuple(layer), eps, Activation.of(name, parameters), output)
-
-
-def _backward_normalize_operator(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad
-    dx, dweight, dbias, dresidual = _gradients(ctx, grad_output, (needs[0], *needs[3:6]))
-    return dx, None, None, dweight, dbias, dresidual, None, None, None, None
-
-
 torch.library.register_autograd(
     "batchnorm::forward", _backward_forward_operator, setup_context=_setup_forward_operator, lib=LIBRARY
 )
-torch.library.register_autograd(
-    "batchnorm::normalize", _backward_normalize_operator, setup_context=_setup_normalize_operator, lib=LIBRARY
-)
-
-
 def _update_running(
     running_mean: Tensor,
     running_var: Tensor,

@@ -8,9 +8,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import eager, native
+from . import cpu, eager, native
 
-__all__ = ["Backend", "backends", "explain", "kernels"]
+__all__ = ["Backend", "backends", "enter", "explain", "kernels"]
+
+# The compiled CPU kernels, once they have entered. They need the operators, which need this file.
+_compiled: ModuleType | None = None
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Backend:
     """A set of kernels, and whether it serves this machine.
 
     Attributes:
-        name: ``"native"`` (torch's own kernels) or ``"eager"`` (plain torch operations).
+        name: ``"cpu"`` (the compiled kernels), ``"native"`` (torch's own) or ``"eager"`` (plain torch operations).
         available: Whether it can serve on this machine.
         serves: What it is used for.
         reason: Why it is available, or why not.
@@ -39,21 +42,32 @@ def kernels(input: Tensor, mask: Tensor | None, evaluation: bool = False) -> Mod
     Asked at every call, so the cheapest question comes first. With ``evaluation`` it is ``normalize`` that is meant,
     without it any other function, ``backward`` for evaluation included.
     """
+    if _compiled is not None and input.is_cpu:
+        return _compiled
     return native if evaluation or native.serves(input, mask) else eager
+
+
+def enter(compiled: ModuleType) -> None:
+    """Let compiled kernels serve what is on the CPU, from here on."""
+    global _compiled  # noqa: PLW0603  (asked at every call: a list around it would cost more than it explains)
+    _compiled = compiled
 
 
 def explain(input: Tensor, mask: Tensor | None = None) -> str:
     """Which backend serves this input in training, and why, in one line.
 
-    In evaluation torch's own kernels serve every input, masks included.
+    In evaluation torch's own kernels serve every input that the compiled ones do not, masks included.
 
     Example:
-        >>> explain(torch.randn(4, 3))
+        >>> explain(torch.randn(4, 3, device="meta"))
         "native: torch's own batch norm kernels serve input without a mask"
-        >>> explain(torch.randn(4, 3), mask=torch.ones(4, dtype=torch.bool))
+        >>> explain(torch.randn(4, 3, device="meta"), mask=torch.ones(4, dtype=torch.bool))
         'eager: a mask is given, and no other kernel takes statistics under one'
     """
-    if kernels(input, mask) is native:
+    kernel = kernels(input, mask)
+    if kernel is _compiled:
+        return "cpu: the compiled kernels serve every input on the CPU"
+    if kernel is native:
         return "native: torch's own batch norm kernels serve input without a mask"
     if mask is not None:
         return "eager: a mask is given, and no other kernel takes statistics under one"
@@ -66,10 +80,12 @@ def backends() -> tuple[Backend, ...]:
     Example:
         >>> for backend in backends():
         ...     print(backend)
+        cpu: ... (everything on the CPU; ...)
         native: yes (evaluation, and training without a mask; torch ... brings it)
         eager: yes (everything else; plain torch operations run on every device)
     """
     return (
+        Backend("cpu", _compiled is not None, "everything on the CPU", cpu.reason),
         Backend("native", True, "evaluation, and training without a mask", f"torch {torch.__version__} brings it"),
         Backend("eager", True, "everything else", "plain torch operations run on every device"),
     )

@@ -15,6 +15,11 @@ inline int64_t size_of(Element element) {
   return sizes[static_cast<int>(element)];
 }
 
+// The type that statistics of such an input are kept in.
+inline Element statistics_of(Element element) {
+  return element == Element::Float64 ? Element::Float64 : Element::Float32;
+}
+
 template <class T>
 double read_as(const void* data, int64_t index) {
   return static_cast<double>(static_cast<const T*>(data)[index]);

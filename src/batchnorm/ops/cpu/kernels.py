@@ -1,6 +1,6 @@
-"""The compiled kernels under the names and signatures of :mod:`batchnorm.ops.eager`: one operator call each.
+"""The compiled kernels under the names and signatures of :mod:`batchnorm.ops.eager`: one call each.
 
-The operators are torch's to dispatch, so whatever watches them (fake tensors, profilers, dispatch modes) sees these too.
+The operators are torch's to dispatch, so whatever watches them (fake tensors, profilers, dispatch modes) sees them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from torch import Tensor
 from ...activation import Activation
 from .. import schema as _schema  # noqa: F401  (defines the operators)
 
-__all__ = ["backward", "forward", "normalize", "serves", "train"]
+__all__ = ["CHECKS_TENSORS", "backward", "forward", "normalize", "serves", "train"]
+
+CHECKS_TENSORS = True  # each refuses what does not fit, before it writes anything
 
 # Bound once: looking an overload up takes 0.2 µs.
+_increment_version = torch._C._increment_version
 _forward = torch.ops.batchnorm.forward.default
 _train = torch.ops.batchnorm.train.default
 _normalize = torch.ops.batchnorm.normalize.default
@@ -60,6 +63,10 @@ def train(
     keep_bits: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`eager.train`, the buffers moved inside."""
+    if running_mean is not None and running_var is not None:
+        # Before anything moves: torch refuses here what must not be written to.
+        buffers = (running_mean, running_var)
+        _increment_version(buffers if num_batches_tracked is None else (*buffers, num_batches_tracked))
     found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _train(
         input,
         weight,

@@ -11,6 +11,8 @@ namespace {
 // bad; and 2048 values are few enough for float to add up in 64 parts.
 constexpr int64_t kBlockValues = 2048;
 constexpr int64_t kBlockRows = 128;
+// Runs a block: the ends of runs, where a mask leaves little more, all fall on the same few parts.
+constexpr int64_t kBlockRuns = 64;
 // Values a slice, the least that is worth a thread's while.
 constexpr int64_t kSliceValues = 65536;
 // A matrix is folded to whole registers up to this many columns, and where there are rows enough to so many at least:
@@ -37,7 +39,7 @@ class PartitionBuilder {
       in_block_ += part;
       in_slice_ += part;
       partition_.count += part;
-      if (in_block_ >= block_) close_block();
+      if (in_block_ >= block_ || ++runs_in_block_ == kBlockRuns) close_block();
     }
   }
 
@@ -50,7 +52,7 @@ class PartitionBuilder {
   void close_block() {
     const int64_t begin = partition_.blocks.empty() ? 0 : partition_.blocks.back().end;
     partition_.blocks.push_back({begin, static_cast<int64_t>(partition_.segments.size()), in_block_});
-    in_block_ = 0;
+    in_block_ = runs_in_block_ = 0;
   }
 
   void close_slice() {
@@ -61,7 +63,7 @@ class PartitionBuilder {
 
   Partition& partition_;
   const int64_t block_, slice_;
-  int64_t in_block_ = 0, in_slice_ = 0;
+  int64_t in_block_ = 0, runs_in_block_ = 0, in_slice_ = 0;
 };
 
 // Calls run(begin, length) for each run of true values.

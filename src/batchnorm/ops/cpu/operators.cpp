@@ -52,8 +52,13 @@ bool keeps_bits(const Activation& activation) {
 
 const double* data_or_null(const std::vector<double>& vector, bool given) { return given ? vector.data() : nullptr; }
 
-std::vector<double> read_optional(const char* name, const MaybeTensor& tensor, int64_t channels) {
-  return tensor ? read_vector(name, *tensor, channels) : std::vector<double>();
+// A parameter, of the input's dtype or of that of its statistics.
+std::vector<double> read_parameter(const char* name, const MaybeTensor& tensor, const Walk& walk) {
+  if (!tensor) return {};
+  const Element element = element_of(*tensor);
+  STD_TORCH_CHECK(element == walk.element() || element == statistics_of(walk.element()), "batchnorm: ", name,
+                  " has neither the dtype of the input nor that of its statistics.");
+  return read_vector(name, *tensor, walk.channels());
 }
 
 Tensor scalar_count(int64_t value) {
@@ -99,7 +104,7 @@ class Buffers {
     const double correction = static_cast<double>(count) / static_cast<double>(count - 1);
     std::vector<double> unbiased(var.size());
     for (size_t c = 0; c < var.size(); ++c) {
-      unbiased[c] = rounded(var[c] * correction, input == Element::Float64 ? Element::Float64 : Element::Float32);
+      unbiased[c] = rounded(var[c] * correction, statistics_of(input));
       if (skip_nonfinite && !(std::isfinite(rounded(mean[c], mean_element)) &&
                               std::isfinite(rounded(unbiased[c], var_element)))) {
         return;
@@ -146,8 +151,8 @@ struct Trained {
 Trained run_forward(const Walk& walk, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& residual,
                     double eps, const Activation& activation, bool keep_bits) {
   const Layout& layout = walk.layout();
-  const std::vector<double> gamma = read_optional("weight", weight, walk.channels());
-  const std::vector<double> beta = read_optional("bias", bias, walk.channels());
+  const std::vector<double> gamma = read_parameter("weight", weight, walk);
+  const std::vector<double> beta = read_parameter("bias", bias, walk);
   keep_bits = keep_bits && keeps_bits(activation);
   Trained out{walk.fresh(), bytes(keep_bits ? layout.bytes_of_bits() : 0), std::vector<double>(walk.channels()),
               std::vector<double>(walk.channels()), layout.values() ? layout.count() : 0};
@@ -188,6 +193,8 @@ Forward train(Tensor input, MaybeTensor weight, MaybeTensor bias, MaybeTensor re
               std::optional<double> momentum, bool skip_nonfinite, double eps, std::string name,
               std::vector<double> parameters, bool keep_bits) {
   const Walk walk(input, mask);
+  STD_TORCH_CHECK(mask || walk.layout().samples * walk.layout().spatial != 1 || walk.channels() == 0,
+                  "batchnorm: expected more than 1 value per channel when training.");
   Buffers buffers(running_mean, running_var, num_batches_tracked, walk.channels());
   const Activation activation = activation_of(name, parameters);
   const Trained trained = run_forward(walk, weight, bias, residual, eps, activation, keep_bits);
@@ -222,8 +229,8 @@ Tensor normalize_operator(Tensor input, Tensor mean, Tensor var, MaybeTensor wei
                           MaybeTensor residual, MaybeTensor mask, double eps, std::string name,
                           std::vector<double> parameters) {
   const Walk walk(input, mask);
-  const std::vector<double> gamma = read_optional("weight", weight, walk.channels());
-  const std::vector<double> beta = read_optional("bias", bias, walk.channels());
+  const std::vector<double> gamma = read_parameter("weight", weight, walk);
+  const std::vector<double> beta = read_parameter("bias", bias, walk);
   const std::vector<double> means = read_statistics("mean", mean, walk), vars = read_statistics("var", var, walk);
   ForwardPass pass{{walk.layout(), kernels_for(walk.element()), walk.element(), activation_of(name, parameters)}};
   Tensor output = walk.fresh(), holder = output;
@@ -250,8 +257,8 @@ struct Backward {
            const MaybeTensor& bias, const MaybeTensor& added, const MaybeTensor& mask, const MaybeTensor& kept,
            double eps, const Activation& activation)
       : walk(input, mask),
-        gamma(read_optional("weight", weight, walk.channels())),
-        beta(read_optional("bias", bias, walk.channels())),
+        gamma(read_parameter("weight", weight, walk)),
+        beta(read_parameter("bias", bias, walk)),
         means(read_statistics("mean", mean, walk)),
         vars(read_statistics("var", var, walk)),
         sum_dz(walk.channels()),
@@ -336,29 +343,6 @@ std::tuple<Tensor, Tensor> grad_input_operator(Tensor grad_output, Tensor input,
   return {b.walk.finished(dx), keep_residual ? b.walk.finished(dresidual) : dresidual};
 }
 
-// --- update_running --------------------------------------------------------------------------------------------------
-
-void update(const Tensor& running_mean, const Tensor& running_var, const MaybeTensor& num_batches_tracked,
-            const Tensor& count, const Tensor& mean, const Tensor& var, double momentum, bool skip_nonfinite) {
-  STD_TORCH_CHECK(mean.dim() == 1, "batchnorm: the mean should be a vector.");
-  const int64_t channels = mean.size(0);
-  Buffers buffers(running_mean, running_var, num_batches_tracked, channels);
-  buffers.update(read_count(count), read_vector("mean", mean, channels), read_vector("var", var, channels),
-                 element_of(var), momentum, skip_nonfinite);
-}
-
-void update_running(Tensor running_mean, Tensor running_var, MaybeTensor num_batches_tracked, Tensor count, Tensor mean,
-                    Tensor var, double momentum, bool skip_nonfinite) {
-  update(running_mean, running_var, num_batches_tracked, count, mean, var, momentum, skip_nonfinite);
-}
-
-void update_running_tensor(Tensor running_mean, Tensor running_var, MaybeTensor num_batches_tracked, Tensor count,
-                           Tensor mean, Tensor var, Tensor momentum, bool skip_nonfinite) {
-  STD_TORCH_CHECK(momentum.dim() == 0 && momentum.is_cpu(), "batchnorm: momentum should be one number on the CPU.");
-  update(running_mean, running_var, num_batches_tracked, count, mean, var,
-         read(momentum.data_ptr(), 0, element_of(momentum)), skip_nonfinite);
-}
-
 }  // namespace
 
 }  // namespace batchnorm
@@ -373,6 +357,6 @@ STABLE_TORCH_LIBRARY_IMPL(batchnorm, CPU, library) {
   library.impl("forward", TORCH_BOX(&batchnorm::forward));
   library.impl("backward", TORCH_BOX(&batchnorm::backward));
   library.impl("train", TORCH_BOX(&batchnorm::train));
-  library.impl("update_running", TORCH_BOX(&batchnorm::update_running));
-  library.impl("update_running.tensor", TORCH_BOX(&batchnorm::update_running_tensor));
+  // Not update_running: whether this is the recomputation of a checkpoint is a question to autograd, which only Python
+  // can ask. Where buffers move at every call, train moves them.
 }

@@ -201,8 +201,8 @@ void plane_backward(const BackwardPass& pass, double count, double* sum_dz, doub
   const auto write_input = pass.kernels.plane_grad_input[static_cast<int>(pass.activation.kind)];
   const int64_t slices = static_cast<int64_t>(l.partition.slices.size());
   const auto gradient = [&](int64_t channel) {
-    return find || pass.training ? input_gradient(pass, channel, count, sum_dz[channel], sum_dzx[channel])
-                                 : input_gradient(pass, channel, count, 0, 0);
+    return pass.training ? input_gradient(pass, channel, count, sum_dz[channel], sum_dzx[channel])
+                         : input_gradient(pass, channel, count, 0, 0);
   };
   const auto slice_sums = [&](int64_t channel, int64_t slice, double* sums) {
     PlaneWork work = gradient_work(pass, channel);
@@ -569,7 +569,10 @@ void grad_sums_and_input(const BackwardPass& pass, double* sum_dz, double* sum_d
     return;
   }
   if (sum_dz) grad_sums(pass, sum_dz, sum_dzx);
-  if (write) grad_input(pass, count, sum_dz, sum_dzx);
+  if (!write) return;
+  BackwardPass rest = pass;
+  rest.training = pass.training && sum_dz;  // the residual's gradient alone needs no sums
+  grad_input(rest, count, sum_dz, sum_dzx);
 }
 
 }  // namespace batchnorm
