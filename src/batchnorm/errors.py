@@ -13,6 +13,7 @@ import torch
 __all__ = [
     "ArgumentError",
     "BatchNormError",
+    "DeviceError",
     "DtypeError",
     "NotFittedError",
     "ShapeError",
@@ -62,6 +63,10 @@ class TooFewValuesError(BatchNormError, ValueError):
 
 class DtypeError(BatchNormError, TypeError, RuntimeError):
     """A tensor has a dtype that cannot take part (torch raises ``RuntimeError`` here)."""
+
+
+class DeviceError(BatchNormError, RuntimeError):
+    """Tensors that belong together lie on different devices."""
 
 
 class ArgumentError(BatchNormError, ValueError, RuntimeError):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import ops
 from .activation import ActivationLike, as_activation
-from .errors import ArgumentError, DtypeError, ShapeError, TooFewValuesError
+from .errors import ArgumentError, DeviceError, DtypeError, ShapeError, TooFewValuesError
 from .ops.eager import statistics_dtype
 
 __all__ = ["Nonfinite", "batch_norm"]
@@ -74,6 +74,7 @@ def batch_norm(
     Raises:
         ShapeError: Fewer than two dimensions, or sizes that do not fit.
         TooFewValuesError: One value a channel in training, without a mask.
+        DeviceError: Tensors on different devices.
         DtypeError: An input that is not floating point, parameters of a dtype that does not go with it, a mask that
             is not bool.
         ArgumentError: Evaluation without running statistics, one of the two without the other, an unknown
@@ -96,12 +97,12 @@ def batch_norm(
     _check_values(input, running_mean, running_var, training, momentum, eps, nonfinite, num_batches_tracked)
     kernel = ops.direct_kernels(input, mask, training)
     # Compiled kernels check the tensors themselves, which Python would take 2 µs for, a sixth of a call on a small
-    # input. What may have to be converted first is for Python all the same.
+    # input. What may have to be converted first, and a mask, is for Python all the same.
     unchecked = (
         kernel is not None
         and kernel.CHECKS_TENSORS
         and (residual is None or residual.dtype == input.dtype)
-        and (mask is None or mask.dim() < input.dim())
+        and mask is None
     )
     if not unchecked:
         residual, mask = _checked_tensors(input, running_mean, running_var, weight, bias, training, residual, mask)
@@ -214,7 +215,16 @@ def _checked_tensors(
     )
 
 
+def _check_device(name: str, tensor: Tensor, input: Tensor) -> None:
+    if tensor.device != input.device:
+        raise DeviceError(
+            f"{name} is on {tensor.device} and the input on {input.device}.",
+            f"move one of them, for example with layer.to({str(input.device)!r}).",
+        )
+
+
 def _check_vector(name: str, vector: Tensor, input: Tensor) -> None:
+    _check_device(name, vector, input)
     channels = input.shape[1]
     if vector.dim() != 1 or vector.shape[0] != channels:
         raise ShapeError(
@@ -231,6 +241,7 @@ def _check_vector(name: str, vector: Tensor, input: Tensor) -> None:
 
 
 def _checked_residual(residual: Tensor, input: Tensor) -> Tensor:
+    _check_device("the residual", residual, input)
     if residual.shape != input.shape:
         raise ShapeError(
             f"the residual has shape {_shape(residual)} and the input {_shape(input)}; nothing is broadcast.",
@@ -248,6 +259,7 @@ def _checked_residual(residual: Tensor, input: Tensor) -> Tensor:
 
 
 def _checked_mask(mask: Tensor, input: Tensor) -> Tensor:
+    _check_device("the mask", mask, input)
     if mask.dtype != torch.bool:
         raise DtypeError(f"the mask is {mask.dtype}.", "convert it: mask.bool(), True where a position is valid.")
     positions = (input.shape[0], *input.shape[2:])

@@ -73,6 +73,8 @@ def batch_norm(
     if (
         kernel is None
         or isinstance(momentum, Tensor)
+        # As averaging state_dicts leaves it; torch counts on in any dtype.
+        or (num_batches_tracked is not None and num_batches_tracked.dtype is not torch.int64)
         # Torch has to see that such a buffer is written to, and refuse.
         or (running_mean is not None and running_mean.requires_grad)
         or (running_var is not None and running_var.requires_grad)
@@ -191,23 +193,26 @@ def _keep(
     count: Tensor | None,
     eps: float,
     activation: Activation,
+    direct: bool = False,
 ) -> None:
     mean, var, weight, bias, residual, mask = layer
     # z is computed again from these where the activation's derivative asks for it.
     needs_z = bits is None and activation.name != "identity"
+    statistics: tuple[Tensor | None, ...] = (mean, var, count)
+    if direct:
+        # Neither inputs nor outputs, so nothing refers to itself through them; and kept so they take 1.3 µs less.
+        ctx.statistics, statistics = statistics, (None, None, None)
     ctx.save_for_backward(
         input,
-        mean,
-        var,
+        *statistics,
         weight,
         bias if needs_z else None,
         residual if needs_z else None,
         mask,
         bits,
-        count,
     )
     # Only the backward of the same set of kernels reads its bits.
-    ctx.call = (backward, eps, activation)
+    ctx.call = (backward, eps, activation, direct)
     ctx.set_materialize_grads(False)
 
 
@@ -218,8 +223,10 @@ def _gradients(ctx: Any, grad_output: Tensor | None, wanted: Sequence[bool]) -> 
     """
     if grad_output is None:
         return None, None, None, None
-    input, mean, var, weight, bias, residual, mask, bits, count = ctx.saved_tensors
-    backward, eps, activation = ctx.call
+    input, mean, var, count, weight, bias, residual, mask, bits = ctx.saved_tensors
+    backward, eps, activation, direct = ctx.call
+    if direct:
+        mean, var, count = ctx.statistics
     if bits is not None and count is None:
         # In evaluation it is not a kernel that wrote the bits, and so none reads them.
         grad_output, bits, activation = activation.backward(grad_output, unpack_bits(bits, input)), None, IDENTITY
@@ -279,7 +286,7 @@ class _BatchNorm(torch.autograd.Function):
             keep_bits,
         )
         layer = (mean, var, weight, bias, residual, mask)
-        _keep(ctx, kernel.backward, input, layer, bits if keep_bits else None, count, eps, activation)
+        _keep(ctx, kernel.backward, input, layer, bits if keep_bits else None, count, eps, activation, direct=True)
         return output
 
     @staticmethod
@@ -411,6 +418,8 @@ def _backward_forward_operator(ctx: Any, grad_output: Tensor | None, *_: None) -
 torch.library.register_autograd(
     "batchnorm::forward", _backward_forward_operator, setup_context=_setup_forward_operator, lib=LIBRARY
 )
+
+
 def _update_running(
     running_mean: Tensor,
     running_var: Tensor,

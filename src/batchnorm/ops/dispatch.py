@@ -42,7 +42,7 @@ def kernels(input: Tensor, mask: Tensor | None, evaluation: bool = False) -> Mod
     Asked at every call, so the cheapest question comes first. With ``evaluation`` it is ``normalize`` that is meant,
     without it any other function, ``backward`` for evaluation included.
     """
-    if _compiled is not None and input.is_cpu:
+    if _compiled is not None and input.is_cpu and input.layout is torch.strided:
         return _compiled
     return native if evaluation or native.serves(input, mask) else eager
 

@@ -66,7 +66,17 @@ def _operator(schema: str, implementation: Callable[..., Any], fake: Callable[..
     name = schema[: schema.index("(")]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"batchnorm::{name}", fake, lib=LIBRARY)
+
+    def checked(*arguments: Any) -> Any:
+        # Beside one tensor on the meta device, torch takes the fake for the kernel, and its empty memory for a result.
+        devices = {argument.device for argument in arguments if isinstance(argument, Tensor)}
+        if len(devices) > 1:
+            raise RuntimeError(
+                f"batchnorm::{name}: tensors on different devices: {', '.join(sorted(map(str, devices)))}"
+            )
+        return fake(*arguments)
+
+    torch.library.register_fake(f"batchnorm::{name}", checked, lib=LIBRARY)
 
 
 # Arguments pass through here as they come: their number and kinds are the schema's to check.

@@ -129,7 +129,7 @@ Layout make_layout(int64_t samples, int64_t channels, int64_t spatial, bool chan
     layout.inner = spatial;
   }
   int64_t fold = mask ? 1 : kLanes / std::gcd(width, kLanes);
-  while (!mask && fold * width < kLeastColumns && rows >= 16 * fold) fold *= 2;
+  while (!mask && fold * width < kLeastColumns && rows >= kBlockRows * fold) fold *= 2;
   const bool as_rows = channels_last || spatial == 1;
   const bool few = !mask && spatial < kLanes && (fold == 1 || fold * width <= kFoldedColumns);
   layout.planes = !((as_rows && walks_channels_last(channels, mask)) || few);

@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "direct.h"
 #include "dispatch.h"
 
 namespace {
@@ -60,6 +61,18 @@ PyMethodDef methods[] = {
     {"use", use, METH_O,
      "use(name: str) -> None\n\nLet another one compute from here on, in every thread.\n\n"
      "Raises:\n    ValueError: The binary does not hold it, or the processor does not run it."},
+    {"prepare", batchnorm::direct_prepare, METH_VARARGS,
+     "prepare(tensor: type, parameter: type) -> None\n\nTorch's two classes, whose tensors the functions below take."},
+    {"train", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(batchnorm::direct_train)), METH_FASTCALL,
+     "train(input, output, mean, var, bits, weight, bias, residual, running_mean, running_var, num_batches_tracked,"
+     " momentum, skip_nonfinite, eps, activation, parameters) -> bool"},
+    {"normalize", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(batchnorm::direct_normalize)),
+     METH_FASTCALL,
+     "normalize(input, output, mean, var, weight, bias, residual, eps, activation, parameters) -> bool"},
+    {"backward", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(batchnorm::direct_backward)),
+     METH_FASTCALL,
+     "backward(grad_output, input, mean, var, weight, bias, residual, bits, training, grad_input, grad_weight,"
+     " grad_bias, grad_residual, eps, activation, parameters) -> bool"},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -270,13 +270,13 @@ class ColumnVectors {
     return data_.data() + vector * pitch_ * (double_ ? sizeof(double) : sizeof(float));
   }
 
-  void set(int vector, const std::vector<double>& channels) {
+  void set(int vector, const double* channels) {
     double_ ? fill<double>(vector, channels) : fill<float>(vector, channels);
   }
 
  private:
   template <class A>
-  void fill(int vector, const std::vector<double>& channels) {
+  void fill(int vector, const double* channels) {
     A* to = reinterpret_cast<A*>(data_.data()) + vector * pitch_;
     int64_t column = 0;
     while (column < pitch_) {
@@ -396,19 +396,25 @@ void column_moments(const Pass& pass, double* mean, double* var) {
   for (int64_t channel = 0; channel < l.channels; ++channel) finish_moments(pass, channel, found[channel], mean, var);
 }
 
+// Mean, scale and shift of each column.
+template <class P>
+void set_vectors(ColumnVectors& vectors, const P& pass, const double* mean, const double* var) {
+  const int64_t channels = pass.layout.channels;
+  std::vector<double> scale(channels), shift(channels);
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    const Affine a = affine(pass, channel, var[channel]);
+    scale[channel] = a.scale;
+    shift[channel] = a.shift;
+  }
+  vectors.set(0, mean);
+  vectors.set(1, scale.data());
+  vectors.set(2, shift.data());
+}
+
 void column_normalize(const ForwardPass& pass, const double* mean, const double* var) {
   const Layout& l = pass.layout;
-  ChannelVectors channels;
-  for (int64_t channel = 0; channel < l.channels; ++channel) {
-    const Affine a = affine(pass, channel, var[channel]);
-    channels.mean.push_back(mean[channel]);
-    channels.scale.push_back(a.scale);
-    channels.shift.push_back(a.shift);
-  }
   ColumnVectors vectors(pass, 3);
-  vectors.set(0, channels.mean);
-  vectors.set(1, channels.scale);
-  vectors.set(2, channels.shift);
+  set_vectors(vectors, pass, mean, var);
   const Tasks tasks(l);
   const auto kernel = pass.kernels.column_normalize[static_cast<int>(pass.activation.kind)];
   tasks.each([&](ColumnWork& work, int64_t slice) {
@@ -419,19 +425,6 @@ void column_normalize(const ForwardPass& pass, const double* mean, const double*
     work.shift = vectors[2];
     kernel(work);
   });
-}
-
-void set_vectors(ColumnVectors& vectors, const BackwardPass& pass) {
-  const int64_t channels = pass.layout.channels;
-  std::vector<double> mean(pass.mean, pass.mean + channels), scale(channels), shift(channels);
-  for (int64_t channel = 0; channel < channels; ++channel) {
-    const Affine a = affine(pass, channel, pass.var[channel]);
-    scale[channel] = a.scale;
-    shift[channel] = a.shift;
-  }
-  vectors.set(0, mean);
-  vectors.set(1, scale);
-  vectors.set(2, shift);
 }
 
 void set_gradient(ColumnWork& work, const BackwardPass& pass, int64_t slice, const Tasks& tasks,
@@ -446,7 +439,7 @@ void set_gradient(ColumnWork& work, const BackwardPass& pass, int64_t slice, con
 void column_grad_sums(const BackwardPass& pass, double* sum_dz, double* sum_dzx) {
   const Layout& l = pass.layout;
   ColumnVectors vectors(pass, 3);
-  set_vectors(vectors, pass);
+  set_vectors(vectors, pass, pass.mean, pass.var);
   const Tasks tasks(l);
   const int64_t columns = std::max(l.width, l.rest);
   const int64_t sums = std::max<int64_t>(tasks.slices(), 1) * columns;  // a mask may leave nothing
@@ -478,7 +471,7 @@ void column_grad_sums(const BackwardPass& pass, double* sum_dz, double* sum_dzx)
 void column_grad_input(const BackwardPass& pass, double count, const double* sum_dz, const double* sum_dzx) {
   const Layout& l = pass.layout;
   ColumnVectors vectors(pass, 6);
-  set_vectors(vectors, pass);
+  set_vectors(vectors, pass, pass.mean, pass.var);
   std::vector<double> of_grad(l.channels), of_input(l.channels), constant(l.channels);
   for (int64_t channel = 0; channel < l.channels; ++channel) {
     const InputGradient g = input_gradient(pass, channel, count, pass.training ? sum_dz[channel] : 0,
@@ -487,9 +480,9 @@ void column_grad_input(const BackwardPass& pass, double count, const double* sum
     of_input[channel] = g.of_input;
     constant[channel] = g.constant;
   }
-  vectors.set(3, of_grad);
-  vectors.set(4, of_input);
-  vectors.set(5, constant);
+  vectors.set(3, of_grad.data());
+  vectors.set(4, of_input.data());
+  vectors.set(5, constant.data());
   const Tasks tasks(l);
   const auto kernel = pass.kernels.column_grad_input[static_cast<int>(pass.activation.kind)];
   tasks.each([&](ColumnWork& work, int64_t slice) {

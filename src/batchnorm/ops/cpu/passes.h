@@ -5,12 +5,8 @@
 
 namespace batchnorm {
 
-// A value a channel, in double, each rounded to what the tensor that holds it can hold: the backward pass reads those
-// tensors, and must compute z again to the last bit.
-struct ChannelVectors {
-  std::vector<double> mean, scale, shift;  // z = (x − mean)·scale + shift
-};
-
+// Vectors of a value a channel are in double, each value rounded to what the tensor that holds it can hold: the backward
+// pass reads those tensors, and must compute z again to the last bit.
 struct Pass {
   const Layout& layout;
   const Kernels& kernels;

@@ -8,9 +8,121 @@ namespace batchnorm {
 
 namespace {
 
+// Whether memory is filled without gaps in this order of dimensions, the last one fastest; a dimension of size 1 may
+// have any stride.
+template <class Order>
+bool is_dense(const View& tensor, Order order) {
+  const int64_t* sizes = tensor.sizes();
+  const int64_t* strides = tensor.strides();
+  int64_t expected = 1;
+  for (int64_t place = tensor.dim() - 1; place >= 0; --place) {
+    const int64_t dim = order(place);
+    if (sizes[dim] != 1 && strides[dim] != expected) return false;
+    expected *= sizes[dim];
+  }
+  return true;
+}
+
+bool is_contiguous(const View& tensor) {
+  return is_dense(tensor, [](int64_t place) { return place; });
+}
+
+bool is_channels_last(const View& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return is_dense(tensor, [last](int64_t place) { return place == 0 ? 0 : place == last ? 1 : place + 1; });
+}
+
+Tensor empty_strided(int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t dtype) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dims, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+}  // namespace
+
+int64_t View::dim() const {
+  int64_t dims;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle_, &dims));
+  return dims;
+}
+
+int64_t View::numel() const {
+  int64_t count;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle_, &count));
+  return count;
+}
+
+int32_t View::dtype() const {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle_, &dtype));
+  return dtype;
+}
+
+bool View::is_cpu() const {
+  int32_t device;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle_, &device));
+  return device == aoti_torch_device_type_cpu();
+}
+
+const int64_t* View::sizes() const {
+  int64_t* sizes;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle_, &sizes));
+  return sizes;
+}
+
+const int64_t* View::strides() const {
+  int64_t* strides;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle_, &strides));
+  return strides;
+}
+
+void* View::data() const {
+  void* data;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &data));
+  STD_TORCH_CHECK(data != nullptr || numel() == 0, "batchnorm: a tensor has no memory.");
+  return data;
+}
+
+Element View::element() const {
+  const int32_t type = dtype();
+  if (type == aoti_torch_dtype_float32()) return Element::Float32;
+  if (type == aoti_torch_dtype_float64()) return Element::Float64;
+  if (type == aoti_torch_dtype_bfloat16()) return Element::BFloat16;
+  STD_TORCH_CHECK(type == aoti_torch_dtype_float16(),
+                  "batchnorm: the dtype is none of float32, float64, bfloat16 and float16.");
+  return Element::Float16;
+}
+
+Tensor View::keep() const {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(handle_, &handle));
+  return Tensor(handle);
+}
+
+Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t dim = sizes.size(); dim-- > 1;) strides[dim - 1] = strides[dim] * sizes[dim];
+  return empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), dtype);
+}
+
+Tensor empty_strided_like(const View& tensor) {
+  return empty_strided(tensor.dim(), tensor.sizes(), tensor.strides(), tensor.dtype());
+}
+
+std::vector<double> read_vector(const char* name, const View& tensor, int64_t channels) {
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.sizes()[0] == channels && tensor.is_cpu(), "batchnorm: ", name,
+                  " should be a vector of ", channels, " entries on the CPU.");
+  const Element element = tensor.element();
+  const int64_t stride = tensor.strides()[0];
+  const void* data = tensor.data();
+  std::vector<double> values(channels);
+  for (int64_t channel = 0; channel < channels; ++channel) values[channel] = read(data, channel * stride, element);
+  return values;
+}
+
 // Fresh memory costs a page fault every 4 KB, three times the price of the kernel that fills it (100 MB: 37 ms by small
-// pages, 12 ms by huge ones). What is about to be written whole may as well lie on huge pages; where the system knows
-// none, or gives them anyway, this does nothing.
+// pages, 12 ms by huge ones). Where the system knows no huge pages, or gives them anyway, this does nothing.
 void ask_for_huge_pages(void* data, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
@@ -24,153 +136,54 @@ void ask_for_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-struct Shape {
-  explicit Shape(const Tensor& tensor) : sizes(tensor.sizes()), strides(tensor.strides()) {}
-
-  torch::headeronly::IntHeaderOnlyArrayRef sizes, strides;
-
-  int64_t dims() const { return static_cast<int64_t>(sizes.size()); }
-
-  // Whether memory is filled without gaps in this order of dimensions, the last one fastest; a dimension of size 1 may
-  // have any stride.
-  template <class Order>
-  bool dense(Order order) const {
-    int64_t expected = 1;
-    for (int64_t place = dims() - 1; place >= 0; --place) {
-      const int64_t dim = order(place);
-      if (sizes[dim] != 1 && strides[dim] != expected) return false;
-      expected *= sizes[dim];
-    }
-    return true;
-  }
-
-  bool contiguous() const {
-    return dense([](int64_t place) { return place; });
-  }
-
-  bool channels_last() const {
-    const int64_t last = dims() - 1;
-    return dense([last](int64_t place) { return place == 0 ? 0 : place == last ? 1 : place + 1; });
-  }
-};
-
-void copy_into(Tensor& to, const Tensor& from) { torch::stable::copy_(to, from); }
-
-}  // namespace
-
-int32_t dtype_of(const Tensor& tensor) {
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
-  return dtype;
-}
-
-Element element_of(const Tensor& tensor) {
-  const int32_t dtype = dtype_of(tensor);
-  if (dtype == aoti_torch_dtype_float32()) return Element::Float32;
-  if (dtype == aoti_torch_dtype_float64()) return Element::Float64;
-  if (dtype == aoti_torch_dtype_bfloat16()) return Element::BFloat16;
-  STD_TORCH_CHECK(dtype == aoti_torch_dtype_float16(),
-                  "batchnorm: the dtype is none of float32, float64, bfloat16 and float16.");
-  return Element::Float16;
-}
-
-Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t dim = sizes.size(); dim-- > 1;) strides[dim - 1] = strides[dim] * sizes[dim];
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype, aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
-  return Tensor(handle);
-}
-
-Tensor empty_strided_like(const Tensor& tensor) {
-  const auto sizes = tensor.sizes(), strides = tensor.strides();
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype_of(tensor),
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
-std::vector<double> read_vector(const char* name, const Tensor& tensor, int64_t channels) {
-  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.size(0) == channels && tensor.is_cpu(), "batchnorm: ", name,
-                  " should be a vector of ", channels, " entries on the CPU.");
-  const Element element = element_of(tensor);
-  const int64_t stride = tensor.stride(0);
-  const void* data = tensor.data_ptr();
-  std::vector<double> values(channels);
-  for (int64_t channel = 0; channel < channels; ++channel) values[channel] = read(data, channel * stride, element);
-  return values;
-}
-
-Tensor statistics(const std::vector<double>& values, Element input) {
-  const bool wide = input == Element::Float64;
-  Tensor tensor = empty({static_cast<int64_t>(values.size())},
-                        wide ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32());
-  void* data = tensor.data_ptr();
-  for (size_t i = 0; i < values.size(); ++i) {
-    write(data, static_cast<int64_t>(i), wide ? Element::Float64 : Element::Float32, values[i]);
-  }
-  return tensor;
-}
-
-Walk::Walk(const Tensor& input, const MaybeTensor& mask)
-    : input_(input), walked_(input), element_(element_of(input)) {
+Walk::Walk(const View& input, const View& mask) : input_(input), element_(input.element()) {
   STD_TORCH_CHECK(input.is_cpu(), "batchnorm: the input is not on the CPU.");
-  const Shape shape(input);
-  STD_TORCH_CHECK(shape.dims() >= 2, "batchnorm: the input should be (N, C, *spatial).");
+  const int64_t dims = input.dim();
+  STD_TORCH_CHECK(dims >= 2, "batchnorm: the input should be (N, C, *spatial).");
+  const int64_t* sizes = input.sizes();
   int64_t spatial = 1;
-  for (int64_t dim = 2; dim < shape.dims(); ++dim) spatial *= shape.sizes[dim];
-  const int64_t samples = shape.sizes[0], channels = shape.sizes[1];
+  for (int64_t dim = 2; dim < dims; ++dim) spatial *= sizes[dim];
+  const int64_t samples = sizes[0], channels = sizes[1];
 
-  Tensor mask_holder = input;
+  std::optional<Tensor> mask_holder;
   const bool* valid = nullptr;
   if (mask) {
-    STD_TORCH_CHECK(dtype_of(*mask) == aoti_torch_dtype_bool() && mask->is_cpu() && mask->size(0) == samples &&
-                        mask->numel() == samples * spatial,
+    STD_TORCH_CHECK(mask.dtype() == aoti_torch_dtype_bool() && mask.is_cpu() && mask.numel() == samples * spatial &&
+                        mask.dim() > 0 && mask.sizes()[0] == samples,
                     "batchnorm: the mask should be bool, (N, *spatial), on the CPU.");
-    mask_holder = torch::stable::contiguous(*mask);
-    valid = static_cast<const bool*>(mask_holder.data_ptr());
+    mask_holder = torch::stable::contiguous(mask.keep());
+    valid = static_cast<const bool*>(View(*mask_holder).data());
   }
-  if (!shape.contiguous()) {
-    channels_last_ = shape.channels_last() && walks_channels_last(channels, mask.has_value());
-    if (!channels_last_) {
-      as_given_ = false;
-      walked_ = torch::stable::contiguous(input);
-    }
+  if (!is_contiguous(input)) {
+    channels_last_ = is_channels_last(input) && walks_channels_last(channels, static_cast<bool>(mask));
+    if (!channels_last_) copy_ = torch::stable::contiguous(input.keep());
   }
   layout_ = make_layout(samples, channels, spatial, channels_last_, valid);
 }
 
-bool Walk::fits(const Tensor& tensor) const {
-  const Shape shape(tensor);
-  return channels_last_ ? shape.channels_last() : shape.contiguous();
+bool Walk::fits(const View& tensor) const {
+  return channels_last_ ? is_channels_last(tensor) : is_contiguous(tensor);
 }
 
-const void* Walk::data(const char* name, const Tensor& tensor, Tensor& holder) const {
-  const auto sizes = tensor.sizes(), expected = input_.sizes();
-  bool same = sizes.size() == expected.size() && tensor.is_cpu() && dtype_of(tensor) == dtype_of(input_);
-  for (size_t dim = 0; same && dim < sizes.size(); ++dim) same = sizes[dim] == expected[dim];
+void Walk::check_alike(const char* name, const View& tensor) const {
+  const int64_t dims = tensor.dim();
+  bool same = dims == input_.dim() && tensor.is_cpu() && tensor.dtype() == input_.dtype();
+  for (int64_t dim = 0; same && dim < dims; ++dim) same = tensor.sizes()[dim] == input_.sizes()[dim];
   STD_TORCH_CHECK(same, "batchnorm: ", name, " should have the input's shape, dtype and device.");
-  holder = tensor;
-  if (!fits(tensor)) {
-    holder = fresh();
-    copy_into(holder, tensor);
-  }
-  return holder.data_ptr();
 }
 
-Tensor Walk::fresh() const {
-  Tensor tensor = empty_strided_like(walked_);
-  ask_for_huge_pages(tensor.data_ptr(), layout_.values() * size_of(element_));
-  return tensor;
+const void* Walk::data(const char* name, const View& tensor, std::optional<Tensor>& holder) const {
+  check_alike(name, tensor);
+  if (fits(tensor)) return tensor.data();
+  holder = fresh();
+  torch::stable::copy_(*holder, tensor.keep());
+  return View(*holder).data();
 }
 
 Tensor Walk::finished(Tensor written) const {
-  if (as_given_) return written;
-  Tensor output = torch::stable::empty_like(input_);
-  copy_into(output, written);
+  if (as_given()) return written;
+  Tensor output = torch::stable::empty_like(input_.keep());
+  torch::stable::copy_(output, written);
   return output;
 }
 

@@ -1,0 +1,222 @@
+// A call through torch's dispatcher costs 5 µs, most of it for turning arguments into torch's own kind and back; a call
+// from here 2. On a small input that decides whether a layer is faster than torch's.
+//
+// A tensor's address comes from its attribute `_cdata`: it is that of the object which an at::Tensor points to, and
+// LibTorch's C functions take the address of an at::Tensor. Both have been so since torch 1.0, but only the functions
+// are promised, so kernels.py uses this door for the versions of torch that the tests have seen, and operators else.
+//
+// Each function returns whether it did the work. Where it did not, nothing was written, and the operator is to be
+// called: for tensors of other classes, and those that are not walked as they lie.
+
+#include "direct.h"
+
+#include "layer.h"
+
+namespace batchnorm {
+
+namespace {
+
+PyTypeObject* tensor_type = nullptr;
+PyTypeObject* parameter_type = nullptr;
+PyObject* address_name = nullptr;
+PyObject* negative_name = nullptr;
+
+// What a Python argument is, kept until the call is over. A call that failed has set a Python error.
+class Arguments {
+ public:
+  explicit Arguments(PyObject* const* values) : values_(values) {}
+
+  bool failed() const { return failed_; }
+  // Whether some argument was of another class than torch's own two.
+  bool foreign() const { return foreign_; }
+
+  View tensor(int index) {
+    PyObject* value = values_[index];
+    if (value == Py_None) return {};
+    if (Py_TYPE(value) != tensor_type && Py_TYPE(value) != parameter_type) {
+      foreign_ = true;
+      return {};
+    }
+    PyObject* address = PyObject_GetAttr(value, address_name);
+    if (address == nullptr) return fail();
+    addresses_[used_] = PyLong_AsVoidPtr(address);
+    Py_DECREF(address);
+    if (addresses_[used_] == nullptr) return fail();
+    return View(reinterpret_cast<AtenTensorHandle>(&addresses_[used_++]));
+  }
+
+  // A tensor with values: one whose sign is still to be turned (torch's negative bit) is not what its memory says.
+  View values(int index) {
+    const View view = tensor(index);
+    if (!view) return view;
+    PyObject* negative = PyObject_CallMethodObjArgs(values_[index], negative_name, nullptr);
+    if (negative == nullptr) return fail();
+    foreign_ = foreign_ || negative == Py_True;
+    Py_DECREF(negative);
+    return view;
+  }
+
+  bool truth(int index) { return values_[index] == Py_True; }
+
+  double number(int index) {
+    const double value = PyFloat_AsDouble(values_[index]);
+    if (value == -1.0 && PyErr_Occurred()) fail();
+    return value;
+  }
+
+  std::optional<double> number_or_none(int index) {
+    if (values_[index] == Py_None) return {};
+    return number(index);
+  }
+
+  Activation activation(int name, int parameters) {
+    Py_ssize_t length = 0;
+    const char* text = PyUnicode_AsUTF8AndSize(values_[name], &length);
+    if (text == nullptr) {
+      fail();
+      return {};
+    }
+    double numbers[2] = {};
+    const Py_ssize_t count = PyTuple_Size(values_[parameters]);
+    if (count < 0 || count > 2) {
+      fail();
+      return {};
+    }
+    for (Py_ssize_t i = 0; i < count; ++i) numbers[i] = PyFloat_AsDouble(PyTuple_GetItem(values_[parameters], i));
+    return activation_of(std::string_view(text, length), numbers, count);
+  }
+
+ private:
+  View fail() {
+    failed_ = true;
+    return {};
+  }
+
+  PyObject* const* values_;
+  void* addresses_[16];
+  int used_ = 0;
+  bool failed_ = false, foreign_ = false;
+};
+
+// Lets other Python threads run while a kernel does, where it takes long enough for them to notice.
+class Released {
+ public:
+  explicit Released(const Walk& walk) : state_(walk.layout().values() < 32768 ? nullptr : PyEval_SaveThread()) {}
+  ~Released() {
+    if (state_ != nullptr) PyEval_RestoreThread(state_);
+  }
+  Released(const Released&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+// Runs work(), and turns what it throws into a RuntimeError.
+template <class Work>
+PyObject* guarded(Py_ssize_t given, Py_ssize_t expected, Work work) {
+  if (given != expected) return PyErr_Format(PyExc_TypeError, "expected %zd arguments, not %zd", expected, given);
+  if (tensor_type == nullptr) return PyErr_Format(PyExc_RuntimeError, "prepare() was not called");
+  try {
+    return work();
+  } catch (const std::exception& error) {
+    return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+  }
+}
+
+// A new tensor that may be written to as the input is read.
+bool is_writable(const Walk& walk, const View& output) { return !output || walk.fits(output); }
+
+}  // namespace
+
+PyObject* direct_prepare(PyObject*, PyObject* types) {
+  PyObject* tensor = PyTuple_GetItem(types, 0);
+  PyObject* parameter = tensor == nullptr ? nullptr : PyTuple_GetItem(types, 1);
+  if (parameter == nullptr) return nullptr;
+  address_name = PyUnicode_InternFromString("_cdata");
+  negative_name = PyUnicode_InternFromString("is_neg");
+  if (address_name == nullptr || negative_name == nullptr) return nullptr;
+  // Classes of torch live as long as the process.
+  Py_INCREF(types);
+  tensor_type = reinterpret_cast<PyTypeObject*>(tensor);
+  parameter_type = reinterpret_cast<PyTypeObject*>(parameter);
+  Py_RETURN_NONE;
+}
+
+PyObject* direct_train(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  return guarded(count, 16, [&]() -> PyObject* {
+    Arguments arguments(values);
+    const View input = arguments.values(0), output = arguments.tensor(1), mean_out = arguments.tensor(2),
+               var_out = arguments.tensor(3), bits = arguments.tensor(4);
+    Parameters parameters{arguments.tensor(5), arguments.tensor(6), arguments.values(7), arguments.number(13), {}};
+    const View running_mean = arguments.tensor(8), running_var = arguments.tensor(9), batches = arguments.tensor(10);
+    const std::optional<double> momentum = arguments.number_or_none(11);
+    const bool skip_nonfinite = arguments.truth(12);
+    parameters.activation = arguments.activation(14, 15);
+    if (arguments.failed()) return nullptr;
+    if (arguments.foreign() || !input) Py_RETURN_FALSE;
+    const Walk walk(input, {});
+    if (!walk.as_given() || !is_writable(walk, output)) Py_RETURN_FALSE;
+    STD_TORCH_CHECK(walk.layout().samples * walk.layout().spatial != 1 || walk.channels() == 0,
+                    "batchnorm: expected more than 1 value per channel when training.");
+    Buffers buffers(running_mean, running_var, batches, walk.channels());
+    ForwardLayer layer(walk, parameters);
+    uint8_t* bits_data = bits ? static_cast<uint8_t*>(bits.data()) : nullptr;
+    std::vector<double> mean, var;
+    {
+      const Released released(walk);
+      layer.train(output.data(), bits_data, mean, var);
+    }
+    buffers.update(walk, mean, var, momentum, skip_nonfinite);
+    write_statistics(mean_out, mean, walk.element());
+    write_statistics(var_out, var, walk.element());
+    Py_RETURN_TRUE;
+  });
+}
+
+PyObject* direct_normalize(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  return guarded(count, 10, [&]() -> PyObject* {
+    Arguments arguments(values);
+    const View input = arguments.values(0), output = arguments.tensor(1), mean = arguments.tensor(2),
+               var = arguments.tensor(3);
+    Parameters parameters{arguments.tensor(4), arguments.tensor(5), arguments.values(6), arguments.number(7), {}};
+    parameters.activation = arguments.activation(8, 9);
+    if (arguments.failed()) return nullptr;
+    if (arguments.foreign() || !input) Py_RETURN_FALSE;
+    const Walk walk(input, {});
+    if (!walk.as_given() || !is_writable(walk, output)) Py_RETURN_FALSE;
+    ForwardLayer layer(walk, parameters);
+    {
+      const Released released(walk);
+      layer.normalize(output.data(), mean, var);
+    }
+    Py_RETURN_TRUE;
+  });
+}
+
+PyObject* direct_backward(PyObject*, PyObject* const* values, Py_ssize_t count) {
+  return guarded(count, 16, [&]() -> PyObject* {
+    Arguments arguments(values);
+    const View grad_output = arguments.values(0), input = arguments.values(1), mean = arguments.tensor(2),
+               var = arguments.tensor(3);
+    Parameters parameters{arguments.tensor(4), arguments.tensor(5), arguments.values(6), arguments.number(13), {}};
+    const View bits = arguments.tensor(7);
+    const bool training = arguments.truth(8);
+    const View dx = arguments.tensor(9), dweight = arguments.tensor(10), dbias = arguments.tensor(11),
+               dresidual = arguments.tensor(12);
+    parameters.activation = arguments.activation(14, 15);
+    if (arguments.failed()) return nullptr;
+    if (arguments.foreign() || !input || !grad_output) Py_RETURN_FALSE;
+    const Walk walk(input, {});
+    if (!walk.as_given() || !is_writable(walk, dx) || !is_writable(walk, dresidual)) Py_RETURN_FALSE;
+    BackwardLayer layer(walk, parameters, grad_output, mean, var, bits);
+    {
+      const Released released(walk);
+      layer.run(training, dx ? dx.data() : nullptr, dresidual ? dresidual.data() : nullptr, dweight || dbias);
+    }
+    if (dweight) write_statistics(dweight, layer.sum_dz_standardized, walk.element());
+    if (dbias) write_statistics(dbias, layer.sum_dz, walk.element());
+    Py_RETURN_TRUE;
+  });
+}
+
+}  // namespace batchnorm
