@@ -26,6 +26,8 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "targets": {"errors"},
     "reference": set(),
+    "machine": set(),
+    "files": set(),
     "optim": set(),
     "report": set(),
     "activation": {"errors"},
@@ -43,9 +45,12 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "optim",
         "targets",
+        "machine",
+        "files",
         "_version",
     },
-    "cli": {"study", "report", "batchnorm", "errors", "_version"},
+    "bench": {"batchnorm", "ops", "nn", "report", "reference", "machine", "files", "errors", "targets"},
+    "cli": {"study", "bench", "report", "batchnorm", "errors", "_version"},
     "__main__": {"cli"},
 }
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from batchnorm.files import write_whole
 from batchnorm.study import Result, Run
-from batchnorm.study.store import Store, normal, remove_leftovers, write_whole
+from batchnorm.study.store import Store, normal, remove_leftovers
 
 WANTED = {"experiment": "toy", "seed": 0, "settings": "Toy(rate=0.1)"}
 RUN = Run("toy", "left", 0, None)

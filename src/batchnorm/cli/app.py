@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .._version import __version__
+from .bench import bench
 from .study import study
 
 __all__ = ["app"]
@@ -37,3 +38,4 @@ def root(
 
 
 app.command()(study)
+app.command()(bench)

@@ -13,13 +13,14 @@ from rich.progress import Progress as Bars
 from ..study import Claim, Outcome, Plan, Progress, Run
 from ..study.engine import MINIMUM_SEEDS
 from ..study.environment import Environment
+from .table import show_rows
 
 __all__ = ["show_list", "show_plan", "show_verdicts", "showing"]
 
 
 def show_list(claims: Sequence[Claim]) -> None:
     """One row a claim: id, tier, budget, title, source."""
-    _rows(
+    show_rows(
         [
             (about.id, about.tier, f"about {about.budget:.0f} core-seconds", about.title, about.source)
             for about in (claim.about for claim in claims)
@@ -34,7 +35,7 @@ def show_plan(plan: Plan, data: str, workers: int) -> None:
         runs, kept = plan.counts(experiment)
         reused = f"{kept} kept" if kept else ""
         rows.append((experiment.id, f"{runs} runs", reused, f"about {plan.seconds_left(experiment):.0f} core-seconds"))
-    _rows(rows)
+    show_rows(rows)
     print(f"data: {data}")
     if plan.kept:
         print(f"{len(plan.kept)} of {len(plan.runs)} runs are kept from before, in {plan.store}")
@@ -51,7 +52,7 @@ def show_verdicts(outcomes: Sequence[Outcome], page: Path, environment: Environm
     print(f"\n{environment.runs} runs in {environment.seconds:.0f} s{kept}")
     print(f"page: {page}\n")
     header = ("claim", "verdict", "effect", "of what")
-    _rows(
+    show_rows(
         [
             header,
             *(
@@ -64,13 +65,6 @@ def show_verdicts(outcomes: Sequence[Outcome], page: Path, environment: Environm
             ),
         ]
     )
-
-
-def _rows(rows: Sequence[Sequence[str]]) -> None:
-    # One full row a line, aligned, never cut: the terminal may wrap it, a file keeps it whole.
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)
 
 
 @contextmanager

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy
 import torch
 
 from .._version import __version__
+from ..machine import processor
 
-__all__ = ["Environment", "processor"]
+__all__ = ["Environment"]
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,3 @@ class Environment:
     def as_json(self) -> dict[str, object]:
         """The same for machines."""
         return asdict(self)
-
-
-def processor() -> str:
-    """The processor's model, in words."""
-    # platform.processor() is empty or just "x86_64" on most Linux systems.
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text("utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

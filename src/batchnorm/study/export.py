@@ -11,12 +11,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ..files import write_whole
 from ..report import Section
 from .claim import Result
 from .engine import Outcome
 from .environment import Environment
 from .output import page
-from .store import write_whole
 
 __all__ = ["effects_table", "results", "runs_table", "write"]
 

@@ -21,9 +21,9 @@ from typing import TypeAlias
 
 import torch
 
+from ..machine import processor
 from .claim import Experiment, Run
 from .data import Source, load
-from .environment import processor
 from .threads import THREAD_VARIABLES
 
 __all__ = ["Ingredients", "ingredients", "sources"]

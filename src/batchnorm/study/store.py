@@ -5,37 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from ..files import write_whole
 from .claim import Result, Run, Value
 from .fingerprint import Ingredients
 
-__all__ = ["Store", "normal", "remove_leftovers", "write_whole"]
+__all__ = ["Store", "normal", "remove_leftovers"]
 
 _HOUR = 3600.0
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file such that, whatever happens in between, its former or its new content stands there whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for the owner alone; a page is to be read by whom the folder allows.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(aside).chmod(0o666 & ~umask)
-        Path(aside).replace(path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
 
 
 def remove_leftovers(folder: Path) -> None:

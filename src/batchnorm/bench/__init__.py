@@ -1,0 +1,1 @@
+"""What a user gains: this library's layers beside others, on the user's own machine, correct first."""

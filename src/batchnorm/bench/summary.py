@@ -1,0 +1,196 @@
+"""What rows say beside the targets: medians of ratios by kind of case, losses, and the distance to the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .row import TIMED, WRONG, Row
+
+__all__ = ["Finding", "Memory", "findings", "losses", "memory", "noise", "side_by_side", "wrong"]
+
+#: Bytes of an input from which it counts as large: neither it nor its gradient stays in a core's cache.
+LARGE = 16e6
+_MEGABYTE = 1e6
+_NOISY = 1.3  # high by low end of an interval
+_OURS, _EAGER, _COMPILE = "batchnorm", "eager", "compile"
+_FUSED = ("norm+act", "norm+add+act")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One number beside its target.
+
+    Attributes:
+        name: What it is.
+        value: The number; None where no row tells it.
+        target: What it should reach; None for a number without one.
+        cases: How many rows are behind it.
+        most: Whether the target is the most it may be, and not the least.
+        share: Whether it is a share, to be read as a percentage.
+    """
+
+    name: str
+    value: float | None
+    target: float | None
+    cases: int
+    most: bool = False
+    share: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it reaches its target; None where there is no number or no target."""
+        if self.value is None or self.target is None:
+            return None
+        return self.value <= self.target if self.most else self.value >= self.target
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """Name, number, target and number of cases as text."""
+        target = "" if self.target is None else f"{'at most' if self.most else 'at least'} {self._said(self.target)}"
+        return self.name, "not measured" if self.value is None else self._said(self.value), target, str(self.cases)
+
+    def _said(self, value: float) -> str:
+        return f"{100 * value:.0f}%" if self.share else f"{value:.2f}×"
+
+
+def side_by_side(row: Row) -> bool:
+    """Whether the channels of a position lie side by side in memory: channels-last, and every (N, C)."""
+    return row.format == "channels-last" or row.shape.count("x") == 1
+
+
+def findings(rows: Iterable[Row]) -> list[Finding]:
+    """The numbers behind the project's targets on a CPU, each from the rows alone.
+
+    A ratio is another's time by ours: 2 means that ours takes half the time.
+    """
+    timed = [row for row in rows if row.status == TIMED and row.mode != "model"]
+    eager = [row for row in timed if row.contender == _EAGER and row.ratio is not None]
+    compiled = [row for row in timed if row.contender == _COMPILE and row.ratio is not None]
+    ours = [row for row in timed if row.contender == _OURS]
+    fused = [row for row in eager if row.mode in _FUSED]
+    apart = [row for row in fused if not side_by_side(row)]
+    beside = [row for row in fused if side_by_side(row)]
+    over = [row for row in fused if (row.tensor_bytes or 0) > _MEGABYTE]
+    large = [row for row in ours if (row.tensor_bytes or 0) >= LARGE and row.mode != "evaluation" and row.times_limit]
+    fused_compiled = [row for row in compiled if row.mode in _FUSED]
+    below = [row for row in eager if _number(row.ratio) < 1]
+    return [
+        _ratio("norm (+ add) + act, contiguous, by eager: median", apart, 3.0),
+        _ratio("norm (+ add) + act, channels-last and (N, C), by eager: median", beside, 2.0),
+        _ratio("norm (+ add) + act over 1 MB, by eager: 10th percentile", over, 1.5, 0.1),
+        _ratio("norm (+ add) + act, by torch.compile: median", fused_compiled, 3.0),
+        _ratio("norm alone, by eager: median", [row for row in eager if row.mode == "norm"], 2.0),
+        _ratio("evaluation, by eager: median", [row for row in eager if row.mode == "evaluation"], 1.8),
+        Finding(
+            "share of all cases slower than eager",
+            len(below) / len(eager) if eager else None,
+            None,
+            len(eager),
+            most=True,
+            share=True,
+        ),
+        Finding(
+            "share slower than eager beyond noise (the interval of the ratio ends below 1)",
+            len(losses(eager)) / len(eager) if eager else None,
+            0.0,
+            len(eager),
+            most=True,
+            share=True,
+        ),
+        Finding(
+            f"time by the limit, training, inputs from {LARGE / 1e6:.0f} MB: median",
+            _quantile(large, 0.5, lambda row: row.times_limit),
+            1.25,
+            len(large),
+            most=True,
+        ),
+    ]
+
+
+def losses(rows: Iterable[Row]) -> list[Row]:
+    """The rows of eager torch that are faster than ours beyond noise, the worst first."""
+    found = [row for row in rows if row.contender == _EAGER and row.ratio_high is not None and row.ratio_high < 1]
+    return sorted(found, key=lambda row: _number(row.ratio))
+
+
+def noise(rows: Iterable[Row]) -> str:
+    """A warning where the intervals of the ratios are wide: something else is running. Empty where they are not."""
+    spans = [
+        row.ratio_high / row.ratio_low for row in rows if row.contender == _EAGER and row.ratio_high and row.ratio_low
+    ]
+    span = float(np.median(spans)) if spans else 1.0
+    if span < _NOISY:
+        return ""
+    return (
+        f"These times are noisy: in half of the cases the 95% interval of the ratio to eager spans a factor of "
+        f"{span:.1f} or more. Something else uses the processor, or there are too few rounds."
+    )
+
+
+def wrong(rows: Iterable[Row], contender: str = _OURS) -> list[Row]:
+    """The rows of a contender whose results broke the tolerance."""
+    return [row for row in rows if row.contender == contender and row.status == WRONG]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What page faults cost.
+
+    Attributes:
+        ours: Median share of our steps' processor time, on large inputs.
+        eager: The same of eager torch.
+        cases: How many rows are behind it.
+        allocator: What the process's environment said of its memory.
+    """
+
+    ours: float
+    eager: float
+    cases: int
+    allocator: str
+
+    @property
+    def sentence(self) -> str:
+        """What a user should know, and what helps."""
+        told = (
+            f"Page faults took {100 * self.ours:.0f}% of the processor time of our steps and "
+            f"{100 * self.eager:.0f}% of eager's (medians of {self.cases} cases from {LARGE / 1e6:.0f} MB)"
+        )
+        set_up = f", with {self.allocator}" if self.allocator else ""
+        if max(self.ours, self.eager) < 0.05:
+            return f"{told}{set_up}: memory is no bottleneck here."
+        return (
+            f"{told}{set_up}: large tensors come as fresh memory at every step, which the system maps and zeroes. A "
+            "malloc that keeps its memory ends that, by LD_PRELOAD: tcmalloc, or jemalloc with "
+            "MALLOC_CONF=dirty_decay_ms:-1,muzzy_decay_ms:-1. THP_MEM_ALLOC_ENABLE=1 makes it cheaper for torch."
+        )
+
+
+def memory(rows: Sequence[Row]) -> Memory | None:
+    """What page faults cost on large inputs; None where no row tells it."""
+    large = [row for row in rows if (row.tensor_bytes or 0) >= LARGE and row.fault_share is not None]
+    ours = [row for row in large if row.contender == _OURS]
+    eager = [row for row in large if row.contender == _EAGER]
+    if not ours or not eager:
+        return None
+    return Memory(
+        _number(_quantile(ours, 0.5, lambda row: row.fault_share)),
+        _number(_quantile(eager, 0.5, lambda row: row.fault_share)),
+        len(ours),
+        ours[-1].environment.allocator,
+    )
+
+
+def _ratio(name: str, rows: Sequence[Row], target: float, share: float = 0.5) -> Finding:
+    return Finding(name, _quantile(rows, share, lambda row: row.ratio), target, len(rows))
+
+
+def _quantile(rows: Sequence[Row], share: float, of: Callable[[Row], float | None]) -> float | None:
+    values = [value for row in rows if (value := of(row)) is not None]
+    return float(np.quantile(values, share)) if values else None
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,136 @@
+"""Timing: contenders in turn, round after round, and what the samples say."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .faults import Usage, usage
+
+__all__ = ["Quantiles", "Ratio", "Samples", "interleave", "quantiles", "ratio", "repetitions"]
+
+SHORTEST = 200e-6  # seconds of a sample: far above the clock's own step and the cost of reading it
+_RESAMPLES = 1000
+
+
+@dataclass
+class Samples:
+    """What a contender took.
+
+    Attributes:
+        seconds: Of one call, a value a round.
+        calls: How many there were in all those rounds.
+        spent: Page faults and processor time of all those calls.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    calls: int = 0
+    spent: Usage = field(default_factory=lambda: Usage(0, 0.0, 0.0))
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """The 20%, 50% and 80% quantiles."""
+
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of medians with its 95% interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def quantiles(values: Sequence[float]) -> Quantiles:
+    """The 20%, 50% and 80% quantiles of a sample.
+
+    >>> quantiles([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    Quantiles(low=2.0, median=3.5, high=5.0)
+    """
+    low, median, high = np.quantile(np.asarray(values), (0.2, 0.5, 0.8))
+    return Quantiles(float(low), float(median), float(high))
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
+    """The ratio of two medians, with a 95% bootstrap interval.
+
+    Rounds are drawn again as they were: what disturbed both contenders in one round stays together. The draws are
+    seeded, so the same samples give the same interval.
+
+    Args:
+        numerator: Seconds a round.
+        denominator: Seconds of the other, in the same rounds.
+
+    >>> ratio([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    Ratio(estimate=2.0, low=2.0, high=2.0)
+    """
+    above, below = np.asarray(numerator), np.asarray(denominator)
+    rounds = np.random.default_rng(0).integers(len(above), size=(_RESAMPLES, len(above)))
+    found = np.median(above[rounds], axis=1) / np.median(below[rounds], axis=1)
+    low, high = np.quantile(found, (0.025, 0.975))
+    return Ratio(float(np.median(above) / np.median(below)), float(low), float(high))
+
+
+def repetitions(run: Callable[[], object], shortest: float = SHORTEST) -> int:
+    """How often to call something that has been warmed up so that one sample is no shorter than ``shortest`` seconds.
+
+    Args:
+        run: What is timed.
+        shortest: Seconds.
+    """
+    best = math.inf
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return max(1, math.ceil(shortest / max(best, 1e-9)))
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    repeat: Mapping[str, int] | None = None,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Samples]:
+    """Runs A B C A B C …: what disturbs the machine for a while then disturbs all of them.
+
+    Args:
+        contenders: By name, what is called.
+        rounds: Samples a contender.
+        repeat: Calls a sample, by name; 1 where it has none.
+        warm_up: Rounds before those, which do not count.
+        clock: Seconds.
+    """
+    samples = {name: Samples() for name in contenders}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(-warm_up, rounds):
+            for name, run in contenders.items():
+                calls = (repeat or {}).get(name, 1)
+                before, start = usage(), clock()
+                for _ in range(calls):
+                    run()
+                seconds, after = clock() - start, usage()
+                if turn >= 0:
+                    sample = samples[name]
+                    sample.seconds.append(seconds / calls)
+                    sample.calls += calls
+                    gained = zip(sample.spent, before, after, strict=True)
+                    sample.spent = Usage(*(sum_ + end - begin for sum_, begin, end in gained))
+    finally:
+        if collecting:
+            gc.enable()
+    return samples

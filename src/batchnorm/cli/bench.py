@@ -1,0 +1,103 @@
+"""``batchnorm bench``: what a user gains, on their own machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from .tools import missing_tools
+
+if TYPE_CHECKING:
+    from ..bench.row import Row
+
+__all__ = ["bench"]
+
+
+def bench(
+    cases: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORDS",
+            help="Cases to measure: words that must all match, with commas between them, such as "
+            "resnet50,float32,channels-last; all for everything. Given several times, all that one of them names.",
+            show_default="usual",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="Measure your own training step instead: package.module:callable, which returns (module, inputs) "
+            "or (module, inputs, loss).",
+        ),
+    ] = None,
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAMES", help="Measured beside eager torch: compile, jax, all.", show_default="eager"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Samples a contender; fewer than 20 say little.")] = 20,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A .csv file for the rows, or a folder for them and a page with plots."),
+    ] = None,
+    list_cases: Annotated[bool, typer.Option("--list", help="List the cases and leave.")] = False,
+) -> None:
+    """Measure the layers beside torch's, correct first: time, bytes kept, page faults.
+
+    The exit code is 1 where a result of this library breaks the tolerance: it is not timed then.
+    """
+    folder = None if out is None or out.suffix else out
+    needed = missing_tools("plotly", "latex2mathml") if folder is not None else ""
+    if needed:
+        _refuse(needed)
+    from ..bench.cases import select  # noqa: PLC0415
+    from ..bench.model import measure_model  # noqa: PLC0415
+    from ..bench.output import check, write  # noqa: PLC0415
+    from ..bench.peers import chosen  # noqa: PLC0415
+    from ..bench.run import measure_all  # noqa: PLC0415
+    from ..bench.summary import wrong  # noqa: PLC0415
+    from ..errors import BatchNormError  # noqa: PLC0415
+    from .timings import show_cases, show_summary, showing  # noqa: PLC0415
+
+    rows: list[Row] = []
+    interrupted = False
+    try:
+        if model is not None and (cases or list_cases):
+            _refuse("batchnorm bench: --model measures one training step; leave out --cases and --list.")
+        wanted, beside = select(cases or []), chosen(peers or [])
+        if list_cases:
+            show_cases(wanted)
+            return
+        if out is not None:
+            check(out)
+        names = [case.name for case in wanted] if model is None else [model]
+        with showing(names, [peer.name for peer in beside]) as show:
+            measured = (
+                (found for _, found in measure_all(wanted, beside, rounds))
+                if model is None
+                else iter([measure_model(model, beside, rounds)])
+            )
+            try:
+                for found in measured:
+                    rows += found
+                    show(found)
+            except KeyboardInterrupt:
+                interrupted = True
+        if rows:
+            show_summary(rows)
+        if rows and out is not None:
+            print(f"written: {write(rows, out)}", flush=True)
+    except (BatchNormError, OSError) as error:
+        _refuse(f"batchnorm bench: {error}")
+    if interrupted:
+        typer.echo("batchnorm bench: interrupted; what was measured until then stands above.", err=True)
+        raise typer.Exit(130)
+    if wrong(rows):
+        raise typer.Exit(1)
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(2)
