@@ -55,18 +55,31 @@ void column_moments(const ColumnWork& work) {
   by_tiles<kTile>(work.first, work.last, [&](auto packs, auto whole, int64_t column, int count) INLINE_LAMBDA {
     constexpr int P = decltype(packs)::value;
     Pack<A> shift[P] = {};
+    double origin[P * kLanes];
+    A origins[P * kLanes];
+    for (int k = 0; k < P * kLanes; ++k) {
+      origin[k] = k < (whole ? P * kLanes : count) ? work.origin[column + k] : 0;
+      origins[k] = static_cast<A>(origin[k]);
+    }
+    for (int p = 0; p < P; ++p) shift[p] = load(origins + p * kLanes);
     double mean[P * kLanes] = {}, m2[P * kLanes] = {};
     double before = 0;
     for (int64_t b = work.begin; b < work.end; ++b) {
       const Range& block = work.blocks[b];
       const double rows = static_cast<double>(block.length);
-      if (b == work.begin) {
-        const T* row = input + work.segments[block.begin].offset * work.width + column;
-        for (int p = 0; p < P; ++p) shift[p] = load(whole, row + p * kLanes, count);
-      }
       double block_mean[P * kLanes], block_m2[P * kLanes];
       for (int attempt = 0; attempt < 4; ++attempt) {
-        Pack<A> ones[P] = {}, squares[P] = {};
+        Pack<A> ones[P] = {}, squares[P] = {}, all_ones[P] = {}, all_squares[P] = {};
+        int rounds = 0;
+        const auto lift = [&]() INLINE_LAMBDA {
+#pragma GCC unroll 4
+          for (int p = 0; p < P; ++p) {
+            all_ones[p] = all_ones[p] + ones[p];
+            all_squares[p] = all_squares[p] + squares[p];
+            ones[p] = squares[p] = Pack<A>{};
+          }
+          rounds = 0;
+        };
         each_row(work.segments, block, [&](int64_t r) INLINE_LAMBDA {
           const T* row = input + r * work.width + column;
 #pragma GCC unroll 4
@@ -75,21 +88,23 @@ void column_moments(const ColumnWork& work) {
             ones[p] = ones[p] + d;
             squares[p] = fma(d, d, squares[p]);
           }
+          if (++rounds == kRounds) lift();
         });
+        lift();
         A shifts[P * kLanes], first[P * kLanes], second[P * kLanes];
         for (int p = 0; p < P; ++p) {
           store(shifts + p * kLanes, shift[p]);
-          store(first + p * kLanes, ones[p]);
-          store(second + p * kLanes, squares[p]);
+          store(first + p * kLanes, all_ones[p]);
+          store(second + p * kLanes, all_squares[p]);
         }
         bool good = true;
         for (int k = 0; k < P * kLanes; ++k) {
           const double rest = static_cast<double>(first[k]) / rows;
           const double variance = static_cast<double>(second[k]) / rows - rest * rest;
           good &= !(rest * rest > kGoodShift * variance) || rest == 0;
-          block_mean[k] = static_cast<double>(shifts[k]) + rest;
+          block_mean[k] = (static_cast<double>(shifts[k]) - origin[k]) + rest;
           block_m2[k] = variance < 0 ? 0 : variance * rows;
-          shifts[k] = static_cast<A>(block_mean[k]);
+          shifts[k] = static_cast<A>(origin[k] + block_mean[k]);
         }
         for (int p = 0; p < P; ++p) shift[p] = load(shifts + p * kLanes);
         if (good) break;
@@ -224,7 +239,10 @@ void column_grad_input(const ColumnWork& work) {
         const Pack<A> dz = gradient.at(whole, i, count, d, load(scale + column), load(shift + column));
         if (grad_residual) store(whole, grad_residual + i, dz, count);
         if (output) {
-          const Pack<A> dx = fma(dz, load(of_grad + column), fma(d, load(of_input + column), load(constant + column)));
+          Pack<A> dx = dz * load(of_grad + column);
+          if (work.training) {
+            dx = fma(dz, load(of_grad + column), fma(d, load(of_input + column), load(constant + column)));
+          }
           store(whole, output + i, dx, count);
         }
       });

@@ -172,6 +172,9 @@ INLINE Mask<A> first(int count) {
 // squares then loses no more than a digit to the sum.
 constexpr double kGoodShift = 8;
 
+// Additions that a sum of squares takes before it is added to the one above it.
+constexpr int kRounds = 16;
+
 template <class V, class T>
 INLINE V load_vector(const T* p) {
   V v;

@@ -59,7 +59,26 @@ Moments plain_moments(const Pass& pass, int64_t channel) {
   return {count, mean, squares};
 }
 
+// A channel's first valid value, for all of its parts alike.
+double origin_of(const Pass& pass, int64_t channel) {
+  const Layout& l = pass.layout;
+  const std::vector<Segment>& segments = l.partition.segments;
+  int64_t first = channel * l.inner;
+  if (l.planes) {
+    if (segments.empty()) return 0;
+    first = channel * l.spatial + segments[0].offset;
+  } else if (!segments.empty()) {
+    first += segments[0].offset * l.width;
+  } else if (l.rest == 0) {
+    return 0;
+  }
+  const double value = read(pass.input, first, pass.element);
+  return std::isfinite(value) ? value : 0;
+}
+
+// `found` has its mean counted from the channel's origin.
 void finish_moments(const Pass& pass, int64_t channel, Moments found, double* mean, double* var) {
+  found.mean += origin_of(pass, channel);
   if (!std::isfinite(found.mean) || !std::isfinite(found.m2)) found = plain_moments(pass, channel);
   mean[channel] = as_statistic(pass, found.mean);
   var[channel] = as_statistic(pass, found.count > 0 ? found.m2 / found.count : 0);
@@ -100,6 +119,7 @@ Moments channel_moments(const Pass& pass, int64_t channel) {
   Moments all;
   for (const Range& slice : pass.layout.partition.slices) {
     PlaneWork work = plane_work(pass, channel);
+    work.origin = origin_of(pass, channel);
     restrict_to(work, slice);
     all = merged(all, pass.kernels.plane_moments(work));
   }
@@ -141,6 +161,7 @@ void plane_forward(const ForwardPass& pass, double* mean, double* var, bool find
     std::vector<Moments> parts(l.channels * slices);
     each_slice(l, [&](int64_t channel, int64_t slice) {
       PlaneWork work = plane_work(pass, channel);
+      work.origin = origin_of(pass, channel);
       restrict_to(work, l.partition.slices[slice]);
       parts[channel * slices + slice] = pass.kernels.plane_moments(work);
     });
@@ -165,6 +186,7 @@ PlaneWork gradient_work(const BackwardPass& pass, int64_t channel) {
   work.output = at(pass.grad_input, first, pass.element);
   work.grad_residual = at(pass.grad_residual, first, pass.element);
   set_affine(work, affine(pass, channel, pass.var[channel]), pass.mean[channel]);
+  work.training = pass.training;
   return work;
 }
 
@@ -174,12 +196,13 @@ struct InputGradient {
 };
 
 InputGradient input_gradient(const BackwardPass& pass, int64_t channel, double count, double sum_dz, double sum_dzx) {
+  // The output does not depend on a value that is alone in its channel; rounding would leave a trace of it.
+  if (pass.training && count < 2) return {0};
   const double invstd = 1 / std::sqrt(pass.var[channel] + pass.eps);
   InputGradient g{(pass.weight ? pass.weight[channel] : 1) * invstd};
   if (pass.training) {
-    const double values = std::max(count, 1.0);
-    g.of_input = -g.of_grad * invstd * sum_dzx / values;
-    g.constant = -g.of_grad * sum_dz / values;
+    g.of_input = -g.of_grad * invstd * sum_dzx / count;
+    g.constant = -g.of_grad * sum_dz / count;
   }
   return g;
 }
@@ -364,9 +387,14 @@ void column_moments(const Pass& pass, double* mean, double* var) {
   const Tasks tasks(l);
   const int64_t columns = std::max(l.width, l.rest);
   const int64_t sums = std::max<int64_t>(tasks.slices(), 1) * columns;  // a mask may leave nothing
-  std::vector<double> means(sums), m2s(sums);
+  std::vector<double> means(sums), m2s(sums), origins(columns);
+  for (int64_t j = 0; j < columns; ++j) {
+    // Of the first row of each channel, or all of its columns would merge from different origins.
+    origins[j] = j < l.channels * l.inner ? origin_of(pass, l.channel_of(j)) : origins[j - l.channels * l.inner];
+  }
   tasks.each([&](ColumnWork& work, int64_t slice) {
     set_tensors(work, pass, slice, tasks);
+    work.origin = origins.data();
     work.first_sums = &means[slice * columns];
     work.second_sums = &m2s[slice * columns];
     pass.kernels.column_moments(work);
@@ -489,6 +517,7 @@ void column_grad_input(const BackwardPass& pass, double count, const double* sum
     set_gradient(work, pass, slice, tasks, vectors);
     work.output = at(pass.grad_input, first_of(pass, slice, tasks), pass.element);
     work.grad_residual = at(pass.grad_residual, first_of(pass, slice, tasks), pass.element);
+    work.training = pass.training;
     work.of_grad = vectors[3];
     work.of_input = vectors[4];
     work.constant = vectors[5];

@@ -22,7 +22,18 @@ template <class T, class A = Accumulator<T>>
 INLINE Sums shifted_sums(const PlaneWork& work, const Range& block, A shift) {
   const T* input = static_cast<const T*>(work.input);
   const Pack<A> center = splat(shift);
-  Pack<A> ones[kUnroll] = {}, squares[kUnroll] = {};
+  // In two levels: beside one large term, each further one is rounded to that one's last digit, always the same way.
+  Pack<A> ones[kUnroll] = {}, squares[kUnroll] = {}, all_ones[kUnroll] = {}, all_squares[kUnroll] = {};
+  int rounds = 0;
+  const auto lift = [&]() INLINE_LAMBDA {
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnroll; ++u) {
+      all_ones[u] = all_ones[u] + ones[u];
+      all_squares[u] = all_squares[u] + squares[u];
+      ones[u] = squares[u] = Pack<A>{};
+    }
+    rounds = 0;
+  };
   for (int64_t s = block.begin; s < block.end; ++s) {
     const T* p = input + work.segments[s].offset;
     const int64_t length = work.segments[s].length;
@@ -34,49 +45,49 @@ INLINE Sums shifted_sums(const PlaneWork& work, const Range& block, A shift) {
         ones[u] = ones[u] + d;
         squares[u] = fma(d, d, squares[u]);
       }
+      if (++rounds == kRounds) lift();
     }
     for (; i + kLanes <= length; i += kLanes) {
       const Pack<A> d = load(p + i) - center;
       ones[0] = ones[0] + d;
       squares[0] = fma(d, d, squares[0]);
+      if (++rounds == kRounds) lift();
     }
     if (i < length) {
       const int count = static_cast<int>(length - i);
       const Pack<A> d = select(first<A>(count), load_first(p + i, count) - center, Pack<A>{});
       ones[1] = ones[1] + d;
       squares[1] = fma(d, d, squares[1]);
+      if (++rounds == kRounds) lift();
     }
   }
-  return {sum((ones[0] + ones[1]) + (ones[2] + ones[3])), sum((squares[0] + squares[1]) + (squares[2] + squares[3]))};
+  lift();
+  return {sum((all_ones[0] + all_ones[1]) + (all_ones[2] + all_ones[3])),
+          sum((all_squares[0] + all_squares[1]) + (all_squares[2] + all_squares[3]))};
 }
 
 template <class T, class A = Accumulator<T>>
 Moments plane_moments(const PlaneWork& work) {
   Moments all;
-  A shift = static_cast<A>(0);
+  A shift = static_cast<A>(work.origin);
   for (int64_t b = work.begin; b < work.end; ++b) {
     const Range& block = work.blocks[b];
     const double count = static_cast<double>(block.length);
-    if (b == work.begin) {
-      A values[kLanes];
-      store(values, load_first(static_cast<const T*>(work.input) + work.segments[block.begin].offset, 1));
-      shift = values[0];
-    }
     Moments found;
     for (int attempt = 0; attempt < 4; ++attempt) {
       const Sums sums = shifted_sums<T>(work, block, shift);
       const double rest = sums.first / count;
       const double variance = sums.second / count - rest * rest;
-      found = {count, static_cast<double>(shift) + rest, variance > 0 ? variance * count : 0};
+      found = {count, (static_cast<double>(shift) - work.origin) + rest, variance > 0 ? variance * count : 0};
       const bool constant = sums.first == 0 && sums.second == 0;
       // What is not finite is not a number in the end; the caller counts again, in double.
       if (!(rest * rest > kGoodShift * variance) || constant) {
         if (!(variance == variance)) found.m2 = variance;
         break;
       }
-      shift = static_cast<A>(found.mean);
+      shift = static_cast<A>(work.origin + found.mean);
     }
-    shift = static_cast<A>(found.mean);
+    shift = static_cast<A>(work.origin + found.mean);
     all = merged(all, found);
   }
   return all;
@@ -198,7 +209,10 @@ void plane_grad_input(const PlaneWork& work) {
         const Pack<A> d = load(whole, input + i, count) - gradient.affine.mean;
         const Pack<A> dz = gradient.at(whole, i, count, d, bit_offset);
         if (grad_residual) store(whole, grad_residual + i, dz, count);
-        if (output) store(whole, output + i, fma(dz, of_grad, fma(d, of_input, constant)), count);
+        if (output) {
+          const Pack<A> dx = work.training ? fma(dz, of_grad, fma(d, of_input, constant)) : dz * of_grad;
+          store(whole, output + i, dx, count);
+        }
       });
     }
   }

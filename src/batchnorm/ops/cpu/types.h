@@ -55,7 +55,7 @@ struct Range {
   int64_t length;
 };
 
-// Count, mean and the sum of squared differences from it.
+// Count, mean (counted from an origin: see PlaneWork) and the sum of squared differences from it.
 struct Moments {
   double count = 0;
   double mean = 0;
@@ -84,8 +84,12 @@ struct PlaneWork {
   const Segment* segments = nullptr;
   const Range* blocks = nullptr;      // ranges of segments
   int64_t begin = 0, end = 0;         // which blocks
+  // Moments are found with their mean counted from the channel's first value: merging takes differences of means, which
+  // a large mean, rounded, would spoil.
+  double origin = 0;
   double mean = 0, scale = 0, shift = 0;        // z = (x − mean)·scale + shift
   double of_grad = 0, of_input = 0, constant = 0;  // dx = dz·of_grad + (x − mean)·of_input + constant
+  bool training = true;               // else dx = dz·of_grad: what is constant passes no NaN on
   Activation activation;
 };
 
@@ -103,13 +107,15 @@ struct ColumnWork {
   int64_t begin = 0, end = 0;         // which blocks
   int64_t width = 0;                  // values from one row to the next
   int64_t first = 0, last = 0;        // which columns
+  const double* origin = nullptr;     // as in PlaneWork, a value a column
   const void* mean = nullptr;         // of the accumulator's type, a value a column
   const void* scale = nullptr;
   const void* shift = nullptr;
   const void* of_grad = nullptr;
   const void* of_input = nullptr;
   const void* constant = nullptr;
-  double* first_sums = nullptr;       // moments: the mean; gradients: Σ dz; a value a column
+  bool training = true;               // as in PlaneWork
+  double* first_sums = nullptr;       // moments: the mean from the origin; gradients: Σ dz; a value a column
   double* second_sums = nullptr;      // moments: m2; gradients: Σ dz·(x − mean)
   Activation activation;
 };
