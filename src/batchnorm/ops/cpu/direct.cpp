@@ -30,30 +30,18 @@ class Arguments {
   // Whether some argument was of another class than torch's own two.
   bool foreign() const { return foreign_; }
 
-  View tensor(int index) {
-    PyObject* value = values_[index];
-    if (value == Py_None) return {};
-    if (Py_TYPE(value) != tensor_type && Py_TYPE(value) != parameter_type) {
-      foreign_ = true;
-      return {};
-    }
-    PyObject* address = PyObject_GetAttr(value, address_name);
-    if (address == nullptr) return fail();
-    addresses_[used_] = PyLong_AsVoidPtr(address);
-    Py_DECREF(address);
-    if (addresses_[used_] == nullptr) return fail();
-    return View(reinterpret_cast<AtenTensorHandle>(&addresses_[used_++]));
-  }
+  // A new tensor, to be written to.
+  View output(int index) { return view(values_[index]); }
 
-  // A tensor with values: one whose sign is still to be turned (torch's negative bit) is not what its memory says.
-  View values(int index) {
-    const View view = tensor(index);
-    if (!view) return view;
+  // A tensor to be read: one whose sign is still to be turned (torch's negative bit) is not what its memory says.
+  View tensor(int index) {
+    const View found = view(values_[index]);
+    if (!found) return found;
     PyObject* negative = PyObject_CallMethodObjArgs(values_[index], negative_name, nullptr);
     if (negative == nullptr) return fail();
     foreign_ = foreign_ || negative == Py_True;
     Py_DECREF(negative);
-    return view;
+    return found;
   }
 
   bool truth(int index) { return values_[index] == Py_True; }
@@ -87,6 +75,20 @@ class Arguments {
   }
 
  private:
+  View view(PyObject* value) {
+    if (value == Py_None) return {};
+    if (Py_TYPE(value) != tensor_type && Py_TYPE(value) != parameter_type) {
+      foreign_ = true;
+      return {};
+    }
+    PyObject* address = PyObject_GetAttr(value, address_name);
+    if (address == nullptr) return fail();
+    addresses_[used_] = PyLong_AsVoidPtr(address);
+    Py_DECREF(address);
+    if (addresses_[used_] == nullptr) return fail();
+    return View(reinterpret_cast<AtenTensorHandle>(&addresses_[used_++]));
+  }
+
   View fail() {
     failed_ = true;
     return {};
@@ -111,15 +113,16 @@ class Released {
   PyThreadState* state_;
 };
 
-// Runs work(), and turns what it throws into a RuntimeError.
+// Runs work(). What it refuses is for the operator to refuse, or to do by torch's means (a tensor without memory may
+// stand for zeros).
 template <class Work>
 PyObject* guarded(Py_ssize_t given, Py_ssize_t expected, Work work) {
   if (given != expected) return PyErr_Format(PyExc_TypeError, "expected %zd arguments, not %zd", expected, given);
   if (tensor_type == nullptr) return PyErr_Format(PyExc_RuntimeError, "prepare() was not called");
   try {
     return work();
-  } catch (const std::exception& error) {
-    return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
+  } catch (const std::exception&) {
+    Py_RETURN_FALSE;
   }
 }
 
@@ -145,9 +148,9 @@ PyObject* direct_prepare(PyObject*, PyObject* types) {
 PyObject* direct_train(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return guarded(count, 16, [&]() -> PyObject* {
     Arguments arguments(values);
-    const View input = arguments.values(0), output = arguments.tensor(1), mean_out = arguments.tensor(2),
-               var_out = arguments.tensor(3), bits = arguments.tensor(4);
-    Parameters parameters{arguments.tensor(5), arguments.tensor(6), arguments.values(7), arguments.number(13), {}};
+    const View input = arguments.tensor(0), output = arguments.output(1), mean_out = arguments.output(2),
+               var_out = arguments.output(3), bits = arguments.output(4);
+    Parameters parameters{arguments.tensor(5), arguments.tensor(6), arguments.tensor(7), arguments.number(13), {}};
     const View running_mean = arguments.tensor(8), running_var = arguments.tensor(9), batches = arguments.tensor(10);
     const std::optional<double> momentum = arguments.number_or_none(11);
     const bool skip_nonfinite = arguments.truth(12);
@@ -156,8 +159,7 @@ PyObject* direct_train(PyObject*, PyObject* const* values, Py_ssize_t count) {
     if (arguments.foreign() || !input) Py_RETURN_FALSE;
     const Walk walk(input, {});
     if (!walk.as_given() || !is_writable(walk, output)) Py_RETURN_FALSE;
-    STD_TORCH_CHECK(walk.layout().samples * walk.layout().spatial != 1 || walk.channels() == 0,
-                    "batchnorm: expected more than 1 value per channel when training.");
+    if (walk.layout().samples * walk.layout().spatial == 1) Py_RETURN_FALSE;
     Buffers buffers(running_mean, running_var, batches, walk.channels());
     ForwardLayer layer(walk, parameters);
     uint8_t* bits_data = bits ? static_cast<uint8_t*>(bits.data()) : nullptr;
@@ -176,9 +178,9 @@ PyObject* direct_train(PyObject*, PyObject* const* values, Py_ssize_t count) {
 PyObject* direct_normalize(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return guarded(count, 10, [&]() -> PyObject* {
     Arguments arguments(values);
-    const View input = arguments.values(0), output = arguments.tensor(1), mean = arguments.tensor(2),
+    const View input = arguments.tensor(0), output = arguments.output(1), mean = arguments.tensor(2),
                var = arguments.tensor(3);
-    Parameters parameters{arguments.tensor(4), arguments.tensor(5), arguments.values(6), arguments.number(7), {}};
+    Parameters parameters{arguments.tensor(4), arguments.tensor(5), arguments.tensor(6), arguments.number(7), {}};
     parameters.activation = arguments.activation(8, 9);
     if (arguments.failed()) return nullptr;
     if (arguments.foreign() || !input) Py_RETURN_FALSE;
@@ -196,13 +198,13 @@ PyObject* direct_normalize(PyObject*, PyObject* const* values, Py_ssize_t count)
 PyObject* direct_backward(PyObject*, PyObject* const* values, Py_ssize_t count) {
   return guarded(count, 16, [&]() -> PyObject* {
     Arguments arguments(values);
-    const View grad_output = arguments.values(0), input = arguments.values(1), mean = arguments.tensor(2),
+    const View grad_output = arguments.tensor(0), input = arguments.tensor(1), mean = arguments.tensor(2),
                var = arguments.tensor(3);
-    Parameters parameters{arguments.tensor(4), arguments.tensor(5), arguments.values(6), arguments.number(13), {}};
+    Parameters parameters{arguments.tensor(4), arguments.tensor(5), arguments.tensor(6), arguments.number(13), {}};
     const View bits = arguments.tensor(7);
     const bool training = arguments.truth(8);
-    const View dx = arguments.tensor(9), dweight = arguments.tensor(10), dbias = arguments.tensor(11),
-               dresidual = arguments.tensor(12);
+    const View dx = arguments.output(9), dweight = arguments.output(10), dbias = arguments.output(11),
+               dresidual = arguments.output(12);
     parameters.activation = arguments.activation(14, 15);
     if (arguments.failed()) return nullptr;
     if (arguments.foreign() || !input || !grad_output) Py_RETURN_FALSE;

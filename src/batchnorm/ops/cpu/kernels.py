@@ -47,6 +47,8 @@ def _count(input: Tensor) -> Tensor:
     values = input.numel() // (input.shape[1] or 1)
     count = _counts.get(values)
     if count is None:
+        if len(_counts) == 1024:  # lengths that vary without end
+            _counts.clear()
         with torch.inference_mode(False):  # or it could not be kept for a backward pass
             count = _counts[values] = torch.full((), values, dtype=torch.int64, device=_CPU)
     return count

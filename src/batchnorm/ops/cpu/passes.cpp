@@ -78,7 +78,7 @@ double origin_of(const Pass& pass, int64_t channel) {
 
 // `found` has its mean counted from the channel's origin.
 void finish_moments(const Pass& pass, int64_t channel, Moments found, double* mean, double* var) {
-  found.mean += origin_of(pass, channel);
+  if (found.count > 0) found.mean += origin_of(pass, channel);
   if (!std::isfinite(found.mean) || !std::isfinite(found.m2)) found = plain_moments(pass, channel);
   mean[channel] = as_statistic(pass, found.mean);
   var[channel] = as_statistic(pass, found.count > 0 ? found.m2 / found.count : 0);
