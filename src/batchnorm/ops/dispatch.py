@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import cpu, eager, native
 
-__all__ = ["Backend", "backends", "enter", "explain", "kernels"]
+__all__ = ["Backend", "backends", "enter", "explain", "kernels", "python_kernels"]
 
 # The compiled CPU kernels, once they have entered. They need the operators, which need this file.
 _compiled: ModuleType | None = None
@@ -44,6 +44,11 @@ def kernels(input: Tensor, mask: Tensor | None, evaluation: bool = False) -> Mod
     """
     if _compiled is not None and input.is_cpu and input.layout is torch.strided:
         return _compiled
+    return python_kernels(input, mask, evaluation)
+
+
+def python_kernels(input: Tensor, mask: Tensor | None, evaluation: bool = False) -> ModuleType:
+    """As :func:`kernels`, the compiled ones left out: what the operators themselves fall back on."""
     return native if evaluation or native.serves(input, mask) else eager
 
 

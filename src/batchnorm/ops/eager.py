@@ -93,7 +93,8 @@ def moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, 
     centred = masked(x - _per_channel(mean.detach(), x), mask)  # (N, C, *spatial)
     shift = centred.sum(dims) / values  # (C,)
     squares = (centred * centred).sum(dims) / values  # (C,)
-    var = (squares - shift * shift).clamp(min=0)  # (C,)
+    # Squares that overflow are infinite, and so may the shift's be: their difference would be NaN.
+    var = torch.where(squares.isinf(), squares, squares - shift * shift).clamp(min=0)  # (C,)
     return count, mean.detach() + shift, var
 
 

@@ -11,8 +11,8 @@ Formulas and shapes are those of :mod:`batchnorm.ops.eager`; here stand the cont
 - ``bits`` has one bit an element, each channel's rounded up to whole bytes. Their layout belongs to the kernel that
   wrote them: only its own backward reads them.
 
-The Python implementations serve every device and ask :mod:`batchnorm.ops.dispatch`. A compiled kernel registers for
-its own dispatch key (CPU, CUDA), where graphs find it, and enters dispatch, where eager mode does.
+The Python implementations serve every device that has no compiled kernel. A compiled one registers for its own dispatch
+key (CPU, CUDA), where graphs find it, and enters :mod:`batchnorm.ops.dispatch`, where eager mode does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from ..activation import Activation
 from . import eager
 from .bits import bits_size
-from .dispatch import kernels
+from .dispatch import python_kernels
 from .running import update_running
 
 __all__ = ["LIBRARY", "SCHEMAS"]
@@ -97,7 +97,7 @@ def _moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor
 
 def _normalize(input: Tensor, *arguments: Any) -> Tensor:
     *layer, name, parameters = arguments
-    kernel = kernels(input, layer[5], evaluation=True)
+    kernel = python_kernels(input, layer[5], evaluation=True)
     return _conform(kernel.normalize(input, *layer, Activation.of(name, parameters)), input)
 
 
@@ -119,19 +119,19 @@ def _own(gradient: Tensor, grad_output: Tensor) -> Tensor:
 
 def _forward(input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *layer, name, parameters, keep_bits = arguments
-    output, *kept = kernels(input, layer[3]).forward(input, *layer, Activation.of(name, parameters), keep_bits)
+    output, *kept = python_kernels(input, layer[3]).forward(input, *layer, Activation.of(name, parameters), keep_bits)
     return _conform(output, input), *kept
 
 
 def _train(input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *layer, name, parameters, keep_bits = arguments
-    output, *kept = kernels(input, layer[3]).train(input, *layer, Activation.of(name, parameters), keep_bits)
+    output, *kept = python_kernels(input, layer[3]).train(input, *layer, Activation.of(name, parameters), keep_bits)
     return _conform(output, input), *kept
 
 
 def _backward(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     *layer, eps, name, parameters, wanted = arguments
-    kernel = kernels(input, layer[5])
+    kernel = python_kernels(input, layer[5])
     found = kernel.backward(grad_output, input, *layer, eps, Activation.of(name, parameters), wanted)
     dx, dweight, dbias, dz = (input.new_empty(0) if gradient is None else gradient for gradient in found)
     return _conform(dx, input, wanted[0]), dweight, dbias, _own(_conform(dz, input, wanted[3]), grad_output)
