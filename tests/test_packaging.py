@@ -29,6 +29,7 @@ KERNELS = Path("src/batchnorm/ops/cpu")
 BINARY = ROOT / KERNELS / "_kernels.abi3.so"
 
 STAND_IN = """
+#include "direct.h"
 #include <cstdlib>
 #include "dispatch.h"
 #ifndef LAST
@@ -44,6 +45,10 @@ const char* instruction_set_name(int index) { return names[index]; }
 bool instruction_set_runs(int index) { return index > 0 && !std::getenv("STAND_IN_RUNS_NOTHING"); }
 int chosen_instruction_set() { return instruction_set_runs(1) ? chosen : -1; }
 void choose_instruction_set(int index) { chosen = index; }
+PyObject* direct_prepare(PyObject*, PyObject*) { Py_RETURN_NONE; }
+PyObject* direct_train(PyObject*, PyObject* const*, Py_ssize_t) { Py_RETURN_FALSE; }
+PyObject* direct_normalize(PyObject*, PyObject* const*, Py_ssize_t) { Py_RETURN_FALSE; }
+PyObject* direct_backward(PyObject*, PyObject* const*, Py_ssize_t) { Py_RETURN_FALSE; }
 }
 """
 
@@ -272,16 +277,29 @@ def test_only_what_changed_is_compiled_again(tree):
 # look there before a name is added.
 STABLE_PYTHON = {
     "PyErr_Format",
+    "PyErr_Occurred",
     "PyErr_SetString",
+    "PyEval_RestoreThread",
+    "PyEval_SaveThread",
     "PyExc_RuntimeError",
+    "PyExc_TypeError",
     "PyExc_ValueError",
+    "PyFloat_AsDouble",
+    "PyLong_AsVoidPtr",
     "PyModuleDef_Init",
+    "PyObject_CallMethodObjArgs",
+    "PyObject_GetAttr",
+    "PyTuple_GetItem",
     "PyTuple_New",
     "PyTuple_SetItem",
+    "PyTuple_Size",
     "PyUnicode_AsUTF8AndSize",
     "PyUnicode_FromString",
+    "PyUnicode_InternFromString",
     "_Py_Dealloc",
+    "_Py_FalseStruct",
     "_Py_NoneStruct",
+    "_Py_TrueStruct",
 }
 RUNTIME = re.compile(r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$")  # versions of the C and C++ libraries
 SHIM = re.compile(r"^(aoti_torch|torch)_[a-z0-9_]+$")  # LibTorch's C functions; C++ ones begin with _Z

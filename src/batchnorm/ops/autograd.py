@@ -231,8 +231,8 @@ def _gradients(ctx: Any, grad_output: Tensor | None, wanted: Sequence[bool]) -> 
         # In evaluation it is not a kernel that wrote the bits, and so none reads them.
         grad_output, bits, activation = activation.backward(grad_output, unpack_bits(bits, input)), None, IDENTITY
     if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad_output):
-        # The gradient is differentiated again, or comes in batches (is_grads_batched): plain operations, on moments that
-        # depend on the input.
+        # The gradient is differentiated again, or comes in batches (is_grads_batched): plain operations, on moments
+        # that depend on the input.
         if bits is not None:
             layer = (mean, var, weight, bias, residual, mask, bits, count)
             bits = _bits_of_plain_operations(backward, input, *layer, eps, activation)

@@ -1,5 +1,5 @@
-// The Python module `batchnorm.ops.cpu._kernels`: which instruction set computes. The kernels themselves are reached
-// through torch, which they register with when this binary is loaded.
+// The Python module `batchnorm.ops.cpu._kernels`: which instruction set computes, and the direct calls of direct.cpp.
+// The operators are reached through torch, which they register with when this binary is loaded.
 //
 // CPython's limited API of 3.10 and nothing beyond it, so that one binary serves every later CPython.
 #include <Python.h>
