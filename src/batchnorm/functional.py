@@ -233,7 +233,10 @@ def _check_vector(name: str, vector: Tensor, input: Tensor) -> None:
             + (", or transpose the input to (N, C, *spatial)." if input.shape[-1] == vector.numel() else "."),
         )
     # Buffers may be of any precision (they are converted); parameters take part in the arithmetic.
-    if not name.startswith("running") and vector.dtype not in (input.dtype, statistics_dtype(input.dtype)):
+    if name.startswith("running"):
+        if vector.dtype not in _DTYPES:
+            raise DtypeError(f"{name} is {vector.dtype}, which holds no statistics.", f"convert it: {name}.float().")
+    elif vector.dtype not in (input.dtype, statistics_dtype(input.dtype)):
         raise DtypeError(
             f"{name} is {vector.dtype} and the input {input.dtype}.",
             f"convert one of them, for example with layer.to({statistics_dtype(input.dtype)}).",

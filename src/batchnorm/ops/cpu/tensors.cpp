@@ -78,6 +78,9 @@ const int64_t* View::strides() const {
 }
 
 void* View::data() const {
+  int32_t layout;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(handle_, &layout));
+  STD_TORCH_CHECK(layout == aoti_torch_layout_strided(), "batchnorm: a tensor is not laid out by strides.");
   void* data;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &data));
   STD_TORCH_CHECK(data != nullptr || numel() == 0, "batchnorm: a tensor has no memory.");
