@@ -1,14 +1,14 @@
-"""The machine that this runs on: its processor's model and the size of its caches."""
+"""The machine that this runs on: its processor's model and the size of its cache."""
 
 from __future__ import annotations
 
 import platform
 from pathlib import Path
 
-__all__ = ["cache_bytes", "processor"]
+__all__ = ["l2_bytes", "processor"]
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-_USUAL_CACHES = {2: 1 << 20, 3: 32 << 20}  # where the system does not say
+_USUAL_L2 = 1 << 20  # where the system does not say
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -23,21 +23,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def cache_bytes(level: int) -> int:
-    """Bytes of one cache of a level: of a core's own L2, or of an L3 that cores share.
-
-    Where the system does not say, a usual size: 1 MiB of L2, 32 MiB of L3.
-
-    Args:
-        level: 2 or 3.
-    """
+def l2_bytes() -> int:
+    """Bytes of a core's own L2 cache; 1 MiB where the system does not say."""
     for index in sorted(_CACHES.glob("index*")):
-        if _read(index / "level") == str(level):
+        if _read(index / "level") == "2":
             size = _read(index / "size")
             digits, unit = size.rstrip("KMG"), _UNITS.get(size[-1:], 1)
             if digits.isdigit():
                 return int(digits) * unit
-    return _USUAL_CACHES[level]
+    return _USUAL_L2
 
 
 def _read(path: Path) -> str:

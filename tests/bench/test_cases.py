@@ -127,7 +127,7 @@ def test_draws_are_the_same_every_time_and_differ_by_case():
 
 
 def test_inputs_rotate_through_more_than_the_caches(monkeypatch):
-    monkeypatch.setattr("batchnorm.bench.inputs.cache_bytes", lambda level: 1 << 20)
+    monkeypatch.setattr("batchnorm.bench.inputs.l2_bytes", lambda: 1 << 20)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     small = Case((64, 16, 8, 8), "relu")
     assert copies(small) * 2 * small.bytes >= 2 * 2 << 20

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..machine import cache_bytes
+from ..machine import l2_bytes
 from .cases import Case
 
 __all__ = ["Inputs", "as_format", "copies", "draw"]
@@ -92,5 +92,5 @@ def copies(case: Case) -> int:
     At least two, and at most 256: beyond that a tiny tensor is measured from L2 rather than L1.
     """
     bytes_of_one = (2 + case.residual if case.training else 1 + case.residual) * case.bytes
-    wanted = 2 * cache_bytes(2) * torch.get_num_threads()
+    wanted = 2 * l2_bytes() * torch.get_num_threads()
     return min(max(2, math.ceil(wanted / bytes_of_one)), _MOST_COPIES)

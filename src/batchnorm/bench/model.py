@@ -70,6 +70,12 @@ def measure_model(target: str, peers: Sequence[Peer], rounds: int) -> list[Row]:
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
             rows[_COMPILE] = replace(rows[_COMPILE], reason=first)
+        else:
+            wrong, share = _judge(given, steps[_COMPILE])
+            rows[_COMPILE] = replace(rows[_COMPILE], tolerance_share=share)
+            if wrong:
+                rows[_COMPILE] = replace(rows[_COMPILE], status=WRONG, reason=wrong)
+                del steps[_COMPILE]
     norm, activation = shares(given.step)
     rows[_EAGER] = replace(rows[_EAGER], norm_share=norm, activation_share=activation)
     repeat = {name: repetitions(step.step) for name, step in steps.items()}
@@ -88,7 +94,7 @@ def measure_model(target: str, peers: Sequence[Peer], rounds: int) -> list[Row]:
             ratio_high=None if beside is None else beside.high,
             rounds=rounds,
             repetitions=repeat[name],
-            kept_bytes=bytes_kept(step.forward, _state(given)),
+            kept_bytes=bytes_kept(step.forward, _state(step)),
             faults=sample.spent.faults / sample.calls,
             fault_share=fault_share(sample.spent),
         )
@@ -136,7 +142,7 @@ def _judge(given: Step, ours: Step) -> tuple[str, float]:
     """
     truth = _in_double(given)
     theirs, mine = _results(given), _results(ours)
-    floor = RESOLUTION[torch.float32] ** 0.5
+    floor = _resolution(given) ** 0.5
     if truth is None or any(_distance(a, b) > _FARTHEST for a, b in zip(theirs, truth, strict=True)):
         # Nothing to compare both with: random masks that differ by dtype, operators without float64. Torch itself is
         # then what is compared with, and how far it is off cannot be known.
@@ -150,6 +156,11 @@ def _judge(given: Step, ours: Step) -> tuple[str, float]:
     return (reason if worst > 1 else ""), worst
 
 
+def _resolution(given: Step) -> float:
+    """One rounding in the coarsest dtype that the parameters have; float32 at the finest."""
+    return max(RESOLUTION[torch.float32], *(RESOLUTION.get(parameter.dtype, 0.0) for parameter in given.parameters()))
+
+
 def _results(step: Step) -> tuple[Tensor, ...]:
     module: Any = step.module
     torch.manual_seed(0)
@@ -157,7 +168,10 @@ def _results(step: Step) -> tuple[Tensor, ...]:
     loss.backward()
     gradients = [parameter.grad for parameter in step.parameters() if parameter.grad is not None]
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    vectors = [torch.cat([each.detach().flatten().double() for each in group]) for group in (gradients, buffers)]
+    nothing = torch.zeros(1, dtype=torch.float64)  # a model may have no buffers, or no gradients
+    vectors = [
+        torch.cat([nothing, *(each.detach().flatten().double() for each in group)]) for group in (gradients, buffers)
+    ]
     found = loss.detach().double(), *vectors
     for parameter in step.parameters():
         parameter.grad = None

@@ -33,7 +33,9 @@ def replaced(module: torch.nn.Module) -> tuple[torch.nn.Module, int]:
 
     def change(layer: torch.nn.Module) -> torch.nn.Module:
         kind = _KINDS.get(type(layer))
-        if kind is None or layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        if kind is None or any(
+            (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+        ):
             return layer
         if id(layer) not in ours:
             names = ("num_features", "eps", "momentum", "affine", "track_running_stats")

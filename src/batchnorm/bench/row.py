@@ -20,7 +20,7 @@ import torch
 from .. import __version__, backends
 from ..errors import ArgumentError
 from ..files import write_whole
-from ..machine import cache_bytes, processor
+from ..machine import l2_bytes, processor
 from .faults import allocator
 
 __all__ = ["Environment", "Row", "merged", "read", "table", "write"]
@@ -75,7 +75,7 @@ class Environment:
             threads=torch.get_num_threads(),
             processor=processor(),
             instruction_set=torch.backends.cpu.get_cpu_capability(),
-            l2_bytes=cache_bytes(2),
+            l2_bytes=l2_bytes(),
             system=f"{platform.system()} {platform.machine()}",
             allocator=allocator(),
             fault_nanoseconds=1e9 * fault_seconds,

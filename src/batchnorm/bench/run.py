@@ -88,6 +88,8 @@ def _enter(peer: Peer, case: Case, inputs: Inputs) -> _Entry:
         entry.contender = peer.build(case)
     except Unavailable as reason:
         entry.reason = str(reason)
+    except Exception as error:  # a peer whose import or build breaks is no reason to lose the others
+        _fail(entry, error, UNAVAILABLE)
     return entry
 
 

@@ -71,6 +71,7 @@ class Arguments {
       return {};
     }
     for (Py_ssize_t i = 0; i < count; ++i) numbers[i] = PyFloat_AsDouble(PyTuple_GetItem(values_[parameters], i));
+    if (PyErr_Occurred()) fail();
     return activation_of(std::string_view(text, length), numbers, count);
   }
 
@@ -168,9 +169,10 @@ PyObject* direct_train(PyObject*, PyObject* const* values, Py_ssize_t count) {
       const Released released(walk);
       layer.train(output.data(), bits_data, mean, var);
     }
-    buffers.update(walk, mean, var, momentum, skip_nonfinite);
     write_statistics(mean_out, mean, walk.element());
     write_statistics(var_out, var, walk.element());
+    // Last: what throws before this is done again by the operator.
+    buffers.update(walk, mean, var, momentum, skip_nonfinite);
     Py_RETURN_TRUE;
   });
 }

@@ -27,9 +27,7 @@ _forward = torch.ops.batchnorm.forward.default
 _train = torch.ops.batchnorm.train.default
 _normalize = torch.ops.batchnorm.normalize.default
 _backward = torch.ops.batchnorm.backward.default
-_increment_version = torch._C._increment_version
-_modes = torch._C._len_torch_dispatch_stack
-_is_profiled = torch._C._autograd._profiler_enabled
+_increment_version = torch.autograd.graph.increment_version
 _empty, _empty_like = torch.empty, torch.empty_like
 _CPU = torch.device("cpu")
 
@@ -38,6 +36,9 @@ _TESTED = ((2, 10), (2, 13))
 _version = tuple(int(part) for part in torch.__version__.split(".")[:2])
 _is_direct = _TESTED[0] <= _version <= _TESTED[1]
 _kernels.prepare(Tensor, torch.nn.Parameter)
+if _is_direct:  # these names are promised to nobody
+    _modes = torch._C._len_torch_dispatch_stack
+    _is_profiled = torch._C._autograd._profiler_enabled
 
 _counts: dict[int, Tensor] = {}
 

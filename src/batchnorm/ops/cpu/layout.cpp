@@ -19,7 +19,6 @@ constexpr int64_t kSliceValues = 65536;
 // a row costs some instructions of its own.
 constexpr int64_t kFoldedColumns = 8192;
 constexpr int64_t kLeastColumns = 256;
-constexpr int64_t kLanes = 16;
 
 // Collects runs of values in order and cuts them into segments, blocks and slices.
 class PartitionBuilder {

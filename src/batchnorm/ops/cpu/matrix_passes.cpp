@@ -7,8 +7,6 @@ namespace batchnorm {
 
 namespace {
 
-constexpr int64_t kLanes = 16;
-
 // Vectors of a value a column, in the accumulator's type, padded to whole registers.
 class ColumnVectors {
  public:

@@ -19,8 +19,6 @@
 
 namespace batchnorm::INSTRUCTION_SET {
 
-constexpr int kLanes = 16;
-
 constexpr int kBytes = VECTOR_BYTES;
 
 template <class A>

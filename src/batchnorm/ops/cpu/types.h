@@ -16,6 +16,9 @@
 
 namespace batchnorm {
 
+// Values that a kernel works on at a time, whatever the instruction set.
+constexpr int kLanes = 16;
+
 // Half precision in memory: the kernels only convert it.
 struct BFloat16 {
   uint16_t bits;
