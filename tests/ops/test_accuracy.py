@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from batchnorm.ops import cpu
+
 
 def _load() -> ModuleType:
     path = Path(__file__).parents[2] / "benchmarks" / "accuracy.py"
@@ -25,7 +27,9 @@ accuracy = _load()
 
 def check(name: str, dtype: torch.dtype) -> None:
     rows = accuracy.measure(name, dtype, draws=3)
-    assert {row.kernel for row in rows} == {"native", "eager"}
+    assert {row.kernel for row in rows} == set(accuracy.KERNELS) - (
+        {"eager"} if name in accuracy.BEYOND_EAGER else set()
+    )
     broken = [row for row in rows if not row.holds]
     assert not broken, "\n".join(map(str, broken))
 
@@ -33,6 +37,15 @@ def check(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", list(accuracy.CASES))
 def test_float32(name: str) -> None:
     check(name, torch.float32)
+
+
+@pytest.mark.parametrize("name", accuracy.DOUBLE)
+def test_float64(name: str) -> None:
+    check(name, torch.float64)
+
+
+def test_the_compiled_kernels_are_measured_where_they_are() -> None:
+    assert list(accuracy.KERNELS) == [*(["cpu"] if cpu.available else []), "native", "eager"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
