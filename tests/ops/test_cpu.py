@@ -60,7 +60,7 @@ def test_every_operator(instruction_set: str, description: tuple[Any, ...]) -> N
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=1500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 @given(description=descriptions(most=150_000))
 def test_every_operator_on_many_more(instruction_set: str, description: tuple[Any, ...]) -> None:
     check(draw(*description))

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchnorm import Activation
 from batchnorm.ops import cpu
 from ops.cpu_cases import ACTIVATIONS, OPS, SETS, Case, computing, draw, threads
 from ops.cpu_checks import check
@@ -28,25 +29,25 @@ if not cpu.available:
 # Shape, format, mask.
 WAYS: dict[str, tuple[tuple[int, ...], str, str | None]] = {
     "planes, a channel a task": ((2, 16, 33, 64), "contiguous", None),
-    "planes in slices": ((3, 1, 300, 301), "contiguous", None),
-    "planes in slices, three channels": ((1, 3, 257, 513), "contiguous", None),
+    "planes in slices": ((3, 1, 220, 221), "contiguous", None),
+    "planes in slices, three channels": ((1, 3, 257, 270), "contiguous", None),
     "planes in slices that begin with a byte": ((70, 1, 33, 31), "contiguous", None),
     "planes in one slice": ((1, 2, 130, 131), "contiguous", None),
     "planes in more than 64 runs a block": ((70, 31, 5, 5), "contiguous", None),
     "planes too wide to fold": ((7, 321, 3, 5), "contiguous", None),
     "planes, a value too few for threads": ((1, 1, 151, 217), "contiguous", None),
     "planes, just enough for threads": ((1, 1, 128, 256), "contiguous", None),
-    "rows in slices": ((3000, 64), "contiguous", None),
+    "rows in slices": ((1500, 64), "contiguous", None),
     "rows of few columns": ((70_001, 1), "contiguous", None),
     "rows, wide and few": ((40, 1031), "contiguous", None),
-    "rows, a short one behind them": ((4099, 37), "contiguous", None),
+    "rows, a short one behind them": ((2051, 37), "contiguous", None),
     "a short row and nothing else": ((9, 4099), "contiguous", None),
-    "planes as rows": ((300, 37, 3, 5), "contiguous", None),
+    "planes as rows": ((150, 37, 3, 5), "contiguous", None),
     "planes as whole rows": ((600, 16, 2, 4), "contiguous", None),
     "channels-last, three channels": ((2, 3, 130, 131), "channels-last", None),
-    "channels-last": ((4, 64, 30, 31), "channels-last", None),
+    "channels-last": ((3, 64, 20, 31), "channels-last", None),
     "channels-last, 70 channels": ((2, 70, 20, 20), "channels-last", None),
-    "masked planes in slices": ((3, 1, 300, 301), "contiguous", "random"),
+    "masked planes in slices": ((3, 1, 230, 231), "contiguous", "random"),
     "masked planes, a channel a task": ((5, 9, 40, 41), "contiguous", "runs"),
     "masked rows": ((3000, 24), "contiguous", "random"),
     "masked rows that are no bytes": ((3000, 23), "contiguous", "random"),
@@ -102,18 +103,22 @@ def results(case: Case) -> list[Tensor]:
     return [*found, OPS.normalize(*case.layer(mean, var), *case.described)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # float64 shows the last bit of every sum
+# In float64 the last bit of every sum shows.
+@pytest.mark.parametrize(
+    ("dtype", "activation"), [(torch.float64, RELU), (torch.float32, SILU)], ids=["float64-relu", "float32-silu"]
+)
 @pytest.mark.parametrize("way", list(WAYS))
-def test_the_same_bits_for_any_number_of_threads(way: str, dtype: torch.dtype, instruction_set: str) -> None:
+def test_the_same_bits_for_any_number_of_threads(
+    way: str, dtype: torch.dtype, activation: Activation, instruction_set: str
+) -> None:
     """Design rule 4; and from run to run."""
-    for activation in (RELU, SILU):
-        case = case_of(way, dtype, activation=activation)
-        with threads(1):
-            wanted = results(case)
-        for count in (1, 2, 3, 4):
-            with threads(count):
-                for place, (one, other) in enumerate(zip(results(case), wanted, strict=True)):
-                    assert torch.equal(one, other), f"{count} threads, {activation}: result {place} differs"
+    case = case_of(way, dtype, activation=activation)
+    with threads(1):
+        wanted = results(case)
+    for count in (1, 2, 3, 4):
+        with threads(count):
+            for place, (one, other) in enumerate(zip(results(case), wanted, strict=True)):
+                assert torch.equal(one, other), f"{count} threads: result {place} differs"
 
 
 def digest() -> str:
