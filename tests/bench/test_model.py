@@ -7,7 +7,7 @@ from torch import nn
 import batchnorm
 from batchnorm.bench import model as measured
 from batchnorm.bench import shares as shares_module
-from batchnorm.bench.model import measure_model
+from batchnorm.bench.model import measure_model, prepare
 from batchnorm.bench.peers import chosen
 from batchnorm.bench.replacement import replaced
 from batchnorm.bench.step import Step, load
@@ -15,6 +15,7 @@ from batchnorm.errors import ArgumentError
 from batchnorm.targets import TargetError
 
 TARGETS = """
+from collections import namedtuple
 import torch
 from torch import nn
 
@@ -52,6 +53,19 @@ class Named(nn.Module):
 def named():
     return Named(), {"pixels": images(), "scale": 2.0}
 
+class Pair(namedtuple("Pair", "pixels scale")):
+    pass
+
+class Taking(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+    def forward(self, pair):
+        return self.net(pair.pixels) * pair.scale
+
+def namedtuples():
+    return Taking(), (Pair(images(), torch.tensor(2.0)),)
+
 instance = Whole()
 number = 3
 def no_norm():
@@ -79,9 +93,9 @@ def targets(tmp_path, monkeypatch):
     return "bench_targets"
 
 
-@pytest.mark.parametrize("name", ["pair", "with_loss", "Whole", "named", "instance", "random"])
+@pytest.mark.parametrize("name", ["pair", "with_loss", "Whole", "named", "namedtuples", "instance", "random"])
 def test_a_model_is_measured_as_given_and_with_our_layers(targets, name):
-    ours, given = measure_model(f"{targets}:{name}", chosen([]), 2)
+    ours, given = measure_model(prepare(f"{targets}:{name}"), chosen([]), 2)
     assert (ours.contender, given.contender) == ("batchnorm", "eager")
     assert (ours.status, given.status) == ("timed", "timed"), ours.reason
     assert ours.case == f"{targets}:{name}"
@@ -97,23 +111,42 @@ def test_a_model_is_measured_as_given_and_with_our_layers(targets, name):
     ("name", "message"),
     [
         ("number", "is a int, which cannot be called"),
-        ("raises", "calling it raised ValueError: not today"),
+        ("raises", "calling it raised ValueError: not today. Mend: name a callable"),
         ("nothing", "returned NoneType. Mend: name a callable without arguments that returns"),
         ("four", "returned Sequential, Tensor, NoneType, NoneType"),
         ("bad_loss", "the loss is a int"),
-        ("does_not_fit", "its step raised RuntimeError"),
+        ("does_not_fit", "its step raised RuntimeError: Given groups=1, .*[.]$"),
         ("no_tensor", "its step raised AttributeError"),
         ("missing", "has no missing"),
     ],
 )
 def test_what_is_wrong_with_a_target_is_named(targets, name, message):
     with pytest.raises(TargetError, match=message.replace("(", r"\(")):
-        measure_model(f"{targets}:{name}", chosen([]), 2)
+        measure_model(prepare(f"{targets}:{name}"), chosen([]), 2)
 
 
 def test_a_model_without_a_torch_norm_is_refused(targets):
     with pytest.raises(ArgumentError, match="has no torch"):
-        measure_model(f"{targets}:no_norm", chosen([]), 2)
+        measure_model(prepare(f"{targets}:no_norm"), chosen([]), 2)
+
+
+@pytest.mark.parametrize("name", ["pair", "named", "namedtuples"])
+def test_what_runs_in_float64_is_held_to_a_fine_tolerance(targets, monkeypatch, name):
+    def broken(module):
+        copied, count = replaced(module)
+        copied.register_forward_hook(lambda layer, given, output: _scaled(output, 1.005))
+        return copied, count
+
+    # Beside torch alone, half a percent would pass.
+    monkeypatch.setattr(measured, "replaced", broken)
+    ours, _ = measure_model(prepare(f"{targets}:{name}"), chosen([]), 2)
+    assert ours.status == "wrong"
+
+
+def _scaled(output, factor):
+    if isinstance(output, dict):
+        return {name: _scaled(value, factor) for name, value in output.items()}
+    return output * factor if output.is_floating_point() else output
 
 
 def test_a_wrong_gradient_costs_us_the_time(targets, monkeypatch):
@@ -123,7 +156,7 @@ def test_a_wrong_gradient_costs_us_the_time(targets, monkeypatch):
         return copied, count
 
     monkeypatch.setattr(measured, "replaced", broken)
-    ours, given = measure_model(f"{targets}:with_loss", chosen([]), 2)
+    ours, given = measure_model(prepare(f"{targets}:with_loss"), chosen([]), 2)
     assert (ours.status, ours.microseconds) == ("wrong", None)
     assert "relative error" in ours.reason
     assert given.status == "timed"
@@ -131,14 +164,14 @@ def test_a_wrong_gradient_costs_us_the_time(targets, monkeypatch):
 
 
 def test_a_peer_without_a_model_says_so(targets):
-    rows = measure_model(f"{targets}:pair", chosen(["jax"]), 2)
+    rows = measure_model(prepare(f"{targets}:pair"), chosen(["jax"]), 2)
     assert (rows[2].contender, rows[2].status) == ("jax", "unavailable")
     assert rows[2].reason == "jax is not measured on a model"
 
 
 def test_a_compiler_that_is_not_there_is_named(targets, monkeypatch):
     monkeypatch.setattr(measured, "why_no_compiler", lambda: "no compiler here")
-    rows = measure_model(f"{targets}:pair", chosen(["compile"]), 2)
+    rows = measure_model(prepare(f"{targets}:pair"), chosen(["compile"]), 2)
     assert (rows[2].status, rows[2].reason) == ("unavailable", "no compiler here")
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from batchnorm.bench import output
 from batchnorm.bench.cases import Case
+from batchnorm.bench.faults import Usage
 from batchnorm.bench.page import page
-from batchnorm.bench.row import COLUMNS, merged, read, table, write
+from batchnorm.bench.row import COLUMNS, merged, read, table, with_times, write
 from batchnorm.bench.summary import findings, losses, memory, noise, side_by_side, wrong
+from batchnorm.bench.timing import Samples
 from batchnorm.errors import ArgumentError
 from bench.helpers import beside, row
 
@@ -47,6 +49,20 @@ def test_a_file_keeps_four_figures_of_what_was_measured_and_all_of_what_was_coun
     write([row(CASE, "eager", microseconds=1234567.89, kept_bytes=1234567890123)], tmp_path / "rows.csv")
     (again,) = read(tmp_path / "rows.csv")
     assert (again.microseconds, again.kept_bytes) == (1235000.0, 1234567890123)
+
+
+def test_samples_make_a_row_timed():
+    untimed = row(CASE, "eager", status="unavailable", microseconds=None)
+    samples = Samples([1e-3 * number for number in range(1, 7)], calls=12, spent=Usage(24, 1.0, 3.0))
+    found = with_times(untimed, samples, Samples([0.5e-3 * number for number in range(1, 7)]), repetitions=2)
+    assert (found.status, found.rounds, found.repetitions) == ("timed", 6, 2)
+    times = (found.microseconds_20, found.microseconds, found.microseconds_80)
+    assert times == pytest.approx((2000.0, 3500.0, 5000.0))
+    assert (found.ratio, found.ratio_low, found.ratio_high) == pytest.approx((2.0, 2.0, 2.0))
+    assert (found.faults, found.fault_share) == (2.0, 0.25)
+    alone = with_times(untimed, samples, None, repetitions=2)
+    assert (alone.ratio, alone.ratio_low, alone.ratio_high) == (None, None, None)
+    assert alone.microseconds == found.microseconds
 
 
 def test_another_table_is_refused(tmp_path):

@@ -13,6 +13,7 @@ from batchnorm.bench.cases import Case, all_cases, usual_cases
 from batchnorm.bench.row import COLUMNS, read
 from batchnorm.cli.app import app
 from batchnorm.cli.timings import cells, header
+from batchnorm.errors import ArgumentError
 from bench.helpers import Wrong, beside, row
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "40", "OMP_NUM_THREADS": "1"}
@@ -85,6 +86,7 @@ def test_the_list_has_a_line_a_case_and_measures_nothing():
         (["--model", "x:y", "--cases", "all"], "leave out --cases and --list"),
         (["--model", "no_such_package:x"], "there is no module no_such_package"),
         (["--model", "math:pi"], "math:pi is a float, which cannot be called"),
+        (["--model", "torch.nn:Identity"], "torch.nn:Identity: the model has no torch.nn.BatchNorm1d"),
         (["--out", "page.html"], "page.html is neither a .csv file nor a folder"),
         (["--rounds", "1"], "greater than or equal to 2"),
     ],
@@ -95,6 +97,7 @@ def test_what_cannot_run_is_refused_before_anything_does(arguments, message, tmp
     done = CliRunner().invoke(app, ["bench", *arguments])
     assert done.exit_code == 2
     assert message in done.stderr
+    assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,19 +111,31 @@ def test_a_wrong_result_prints_no_time_and_fails(monkeypatch):
     assert "batchnorm is wrong, and not timed: output: error 0.001, allowed" in done.stdout
 
 
-def test_what_was_measured_before_an_interrupt_is_kept(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "exit_code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ArgumentError("it is no case.", "leave it out."), 2, "batchnorm bench: it is no case. Mend: leave it out."),
+        (MemoryError("too large"), 1, ""),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_was_measured_before_an_interrupt_or_an_error_is_kept(error, exit_code, words, monkeypatch, tmp_path):
     real = run.measure
 
     def second(case, *rest):
         if "bfloat16" in case.name:
-            raise KeyboardInterrupt
+            raise error
         return real(case, *rest)
 
     monkeypatch.setattr(run, "measure", second)
     done = CliRunner().invoke(app, ["bench", "--cases", "2x8,norm", "--rounds", "2", "--out", str(tmp_path / "a.csv")])
-    assert done.exit_code == 130
-    assert "interrupted" in done.stderr
+    assert done.exit_code == exit_code
+    assert words in done.stderr
+    # What nobody expected keeps its traceback.
+    assert done.exception is error or isinstance(done.exception, SystemExit)
     assert [row.dtype for row in read(tmp_path / "a.csv")] == ["float32"] * 2
+    assert f"written: {tmp_path / 'a.csv'}" in done.stdout
 
 
 def test_a_model_is_measured(tmp_path):

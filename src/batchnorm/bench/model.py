@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,35 +13,46 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from ..targets import TargetError
-from .faults import fault_seconds, fault_share
+from .contenders import BATCHNORM, COMPILE, EAGER
+from .faults import fault_seconds
 from .kept import bytes_kept
 from .peers import Peer
 from .peers.compiled import why_no_compiler
 from .replacement import replaced
-from .row import TIMED, UNAVAILABLE, WRONG, Environment, Row
+from .row import UNAVAILABLE, WRONG, Environment, Row, with_times
 from .shares import shares
-from .step import Step, load
-from .timing import interleave, quantiles, ratio, repetitions
+from .step import Step, load, raised
+from .timing import interleave, repetitions
 from .tolerance import RESOLUTION
 
-__all__ = ["MODE", "measure_model"]
+__all__ = ["MODE", "Model", "measure_model", "prepare"]
 
 MODE = "model"
-_OURS, _EAGER, _COMPILE = "batchnorm", "eager", "compile"
-
-_FARTHEST = 0.1  # a float64 run that differs by more from torch's is not of the same computation
 
 
-def measure_model(target: str, peers: Sequence[Peer], rounds: int) -> list[Row]:
-    """Measures a user's training step: a row with our layers, one as given, one compiled where that is asked for.
+@dataclass(frozen=True)
+class Model:
+    """A user's training step, loaded and not yet run.
+
+    Attributes:
+        target: What names it.
+        given: As it came.
+        ours: With our layers.
+    """
+
+    target: str
+    given: Step
+    ours: Step
+
+
+def prepare(target: str) -> Model:
+    """Loads a training step, and replaces its torch norms in a copy: what can be refused unmeasured is refused here.
 
     Args:
         target: See :func:`load`.
-        peers: ``eager`` is the model as given; ``compile`` is ``torch.compile`` of it; others have no such step.
-        rounds: Samples a contender.
 
     Raises:
-        TargetError: See :func:`load`; or the step raises.
+        TargetError: See :func:`load`.
         ArgumentError: There is no torch norm to replace.
     """
     given = load(target)
@@ -52,52 +63,51 @@ def measure_model(target: str, peers: Sequence[Peer], rounds: int) -> list[Row]:
             f"{target}: the model has no torch.nn.BatchNorm1d, 2d or 3d of that exact type.",
             "there is nothing to replace; name another model.",
         )
+    return Model(target, given, replace(given, module=module))
+
+
+def measure_model(model: Model, peers: Sequence[Peer], rounds: int) -> list[Row]:
+    """Measures a user's training step: a row with our layers, one as given, one compiled where that is asked for.
+
+    Args:
+        model: From :func:`prepare`.
+        peers: ``eager`` is the model as given; ``compile`` is ``torch.compile`` of it; others have no such step.
+        rounds: Samples a contender.
+
+    Raises:
+        TargetError: The step raises.
+    """
+    target, given, ours = model.target, model.given, model.ours
     environment = Environment.now(fault_seconds())
-    ours = replace(given, module=module)
     try:
         verdict, share = _judge(given, ours)
     except Exception as error:
-        raise TargetError(f"{target}: its step raised {type(error).__name__}: {error}") from error
-    steps = {_OURS: ours, _EAGER: given}
-    rows = {name: _row(target, name, environment) for name in (_OURS, *(peer.name for peer in peers))}
-    rows[_OURS] = replace(rows[_OURS], tolerance_share=share)
+        raise TargetError(f"{target}: its step {raised(error)}") from error
+    steps = {BATCHNORM: ours, EAGER: given}
+    rows = {name: _row(target, name, environment) for name in (BATCHNORM, *(peer.name for peer in peers))}
+    rows[BATCHNORM] = replace(rows[BATCHNORM], tolerance_share=share)
     if verdict:
-        rows[_OURS] = replace(rows[_OURS], status=WRONG, reason=verdict)
-        del steps[_OURS]
-    if _COMPILE in rows:
+        rows[BATCHNORM] = replace(rows[BATCHNORM], status=WRONG, reason=verdict)
+        del steps[BATCHNORM]
+    if COMPILE in rows:
         try:
-            steps[_COMPILE] = _compiled(given)
+            steps[COMPILE] = _compiled(given)
         except Exception as error:
             first = (str(error).strip().splitlines() or [""])[0]
-            rows[_COMPILE] = replace(rows[_COMPILE], reason=first)
+            rows[COMPILE] = replace(rows[COMPILE], reason=first)
         else:
-            wrong, share = _judge(given, steps[_COMPILE])
-            rows[_COMPILE] = replace(rows[_COMPILE], tolerance_share=share)
+            wrong, share = _judge(given, steps[COMPILE])
+            rows[COMPILE] = replace(rows[COMPILE], tolerance_share=share)
             if wrong:
-                rows[_COMPILE] = replace(rows[_COMPILE], status=WRONG, reason=wrong)
-                del steps[_COMPILE]
+                rows[COMPILE] = replace(rows[COMPILE], status=WRONG, reason=wrong)
+                del steps[COMPILE]
     norm, activation = shares(given.step)
-    rows[_EAGER] = replace(rows[_EAGER], norm_share=norm, activation_share=activation)
+    rows[EAGER] = replace(rows[EAGER], norm_share=norm, activation_share=activation)
     repeat = {name: repetitions(step.step) for name, step in steps.items()}
     samples = interleave({name: step.step for name, step in steps.items()}, rounds, repeat=repeat)
     for name, step in steps.items():
-        sample, spread = samples[name], quantiles(samples[name].seconds)
-        beside = ratio(sample.seconds, samples[_OURS].seconds) if _OURS in samples else None
-        rows[name] = replace(
-            rows[name],
-            status=TIMED,
-            microseconds_20=1e6 * spread.low,
-            microseconds=1e6 * spread.median,
-            microseconds_80=1e6 * spread.high,
-            ratio=None if beside is None else beside.estimate,
-            ratio_low=None if beside is None else beside.low,
-            ratio_high=None if beside is None else beside.high,
-            rounds=rounds,
-            repetitions=repeat[name],
-            kept_bytes=bytes_kept(step.forward, _state(step)),
-            faults=sample.spent.faults / sample.calls,
-            fault_share=fault_share(sample.spent),
-        )
+        timed = with_times(rows[name], samples[name], samples.get(BATCHNORM), repeat[name])
+        rows[name] = replace(timed, kept_bytes=bytes_kept(step.forward, _state(step)))
     return list(rows.values())
 
 
@@ -118,7 +128,7 @@ def _row(target: str, name: str, environment: Environment) -> Row:
         residual=False,
         contender=name,
         status=UNAVAILABLE,
-        reason="" if name in (_OURS, _EAGER) else f"{name} is not measured on a model",
+        reason="" if name in (BATCHNORM, EAGER) else f"{name} is not measured on a model",
         environment=environment,
     )
 
@@ -131,6 +141,11 @@ def _compiled(given: Step) -> Step:
     step = replace(given, module=module)
     step.step()
     return step
+
+
+# How a step's results are judged, and nothing else of this file.
+
+_FARTHEST = 0.1  # a float64 run that differs by more from torch's is not of the same computation
 
 
 def _judge(given: Step, ours: Step) -> tuple[str, float]:
@@ -192,7 +207,8 @@ def _doubled(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _doubled(item) for name, item in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_doubled(item) for item in value)
+        items = [_doubled(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a namedtuple takes them apart
     return value
 
 

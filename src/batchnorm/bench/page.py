@@ -9,13 +9,13 @@ import numpy as np
 from ..report import Block, Heading, Intervals, Section, Table, render
 from ..report.chart import Row as Mark
 from ..report.number import spoken
+from .contenders import BATCHNORM, EAGER, spoken_name
 from .model import MODE
 from .row import TIMED, Environment, Row
 from .summary import findings, losses, memory, noise, side_by_side, wrong
 
 __all__ = ["page"]
 
-_OURS, _EAGER = "batchnorm", "eager"
 _MODES = {
     "norm+act": "norm, activation",
     "norm+add+act": "norm, sum, activation",
@@ -23,6 +23,7 @@ _MODES = {
     "norm": "norm alone",
     "evaluation": "evaluation",
 }
+_OF_A_MODEL = {BATCHNORM: "with batchnorm's layers", EAGER: "as given"}
 _MOST_MARKS = 40  # cases in one chart; more are in the table alone
 
 _RATIO = "time of the other ÷ time of batchnorm (above 1: batchnorm is faster)"
@@ -41,10 +42,10 @@ def page(rows: Sequence[Row]) -> str:
     cases = [row for row in rows if row.mode != MODE]
     sections = [Section("In a minute", "summary", blocks=tuple(_summary(rows)))]
     sections += [_model(group) for group in _by_case([row for row in rows if row.mode == MODE])]
-    for peer in dict.fromkeys(row.contender for row in cases if row.contender != _OURS):
+    for peer in dict.fromkeys(row.contender for row in cases if row.contender != BATCHNORM):
         blocks = tuple(_against(cases, peer))
         if blocks:
-            sections.append(Section(f"Beside {_peer(peer)}", f"beside-{peer}", blocks=blocks))
+            sections.append(Section(f"Beside {spoken_name(peer)}", f"beside-{peer}", blocks=blocks))
     if cases:
         sections.append(Section("Every case", "cases", blocks=(_table(cases),)))
     sections.append(Section("What it ran on, and how", "environment", blocks=tuple(_environment(rows))))
@@ -56,13 +57,9 @@ def page(rows: Sequence[Row]) -> str:
     )
 
 
-def _peer(name: str) -> str:
-    return {_EAGER: "eager torch", "compile": "torch.compile", "jax": "JAX"}.get(name, name)
-
-
 def _summary(rows: Sequence[Row]) -> Iterator[Block]:
     failed = wrong(rows)
-    measured = sum(row.contender == _OURS and row.status == TIMED for row in rows)
+    measured = sum(row.contender == BATCHNORM and row.status == TIMED for row in rows)
     yield f"{measured} case{'s' * (measured != 1)} timed; {len(failed)} of ours broke the tolerance" + (
         f": {', '.join(row.case for row in failed)}." if failed else "."
     )
@@ -103,7 +100,7 @@ def _against(rows: Sequence[Row], peer: str) -> Iterator[Block]:
     median = float(np.median([row.ratio or 0.0 for row in timed]))
     faster = sum((row.ratio or 0.0) > 1 for row in timed)
     yield Intervals(
-        f"batchnorm is faster than {_peer(peer)} in {faster} of {len(timed)} cases; the median ratio is "
+        f"batchnorm is faster than {spoken_name(peer)} in {faster} of {len(timed)} cases; the median ratio is "
         f"{spoken(median)}",
         _RATIO,
         marks,
@@ -143,7 +140,7 @@ def _table(rows: Sequence[Row]) -> Table:
             f"{_microseconds(row.microseconds_20)} to {_microseconds(row.microseconds_80)}"
             if row.microseconds
             else row.reason,
-            "" if row.contender == _OURS or row.ratio is None else f"{row.ratio:.2f}",
+            "" if row.contender == BATCHNORM or row.ratio is None else f"{row.ratio:.2f}",
             "" if row.times_limit is None else f"{row.times_limit:.2f}",
             "" if row.kept_bytes is None else f"{row.kept_bytes / 1e6:.2f} MB",
             "" if row.fault_share is None else f"{100 * row.fault_share:.0f}%",
@@ -159,14 +156,14 @@ def _microseconds(value: float | None) -> str:
 
 
 def _model(rows: Sequence[Row]) -> Section:
-    ours = next(row for row in rows if row.contender == _OURS)
-    given = next(row for row in rows if row.contender == _EAGER)
+    ours = next(row for row in rows if row.contender == BATCHNORM)
+    given = next(row for row in rows if row.contender == EAGER)
     blocks: list[Block] = [
         Table(
             ("who", "a step", "other ÷ ours", "interval", "kept", "page faults"),
             [
                 (
-                    "with batchnorm's layers" if row is ours else "as given" if row is given else _peer(row.contender),
+                    _OF_A_MODEL.get(row.contender, spoken_name(row.contender)),
                     _microseconds(row.microseconds) or row.reason,
                     "" if row is ours or row.ratio is None else f"{row.ratio:.2f}",
                     "" if row is ours or row.ratio is None else f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",

@@ -8,7 +8,7 @@ import platform
 import types
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,9 +21,11 @@ from .. import __version__, backends
 from ..errors import ArgumentError
 from ..files import write_whole
 from ..machine import l2_bytes, processor
-from .faults import allocator
+from .faults import allocator, fault_share
+from .timing import Samples, quantiles
+from .timing import ratio as ratio_of
 
-__all__ = ["Environment", "Row", "merged", "read", "table", "write"]
+__all__ = ["Environment", "Row", "merged", "read", "table", "with_times", "write"]
 
 TIMED, WRONG, UNAVAILABLE = "timed", "wrong", "unavailable"
 
@@ -180,6 +182,33 @@ class Row:
     def operation(self) -> str:
         """The second part of the case's name, such as ``norm+add+relu``."""
         return self.case.split("/")[1] if self.mode != "model" else "model"
+
+
+def with_times(row: Row, samples: Samples, ours: Samples | None, repetitions: int) -> Row:
+    """A row with what its samples say: it is timed now.
+
+    Args:
+        row: Of the contender.
+        samples: What it took.
+        ours: What this library took in the same rounds; None where it was not timed, so that there is no ratio.
+        repetitions: Steps a sample.
+    """
+    spread = quantiles(samples.seconds)
+    beside = None if ours is None else ratio_of(samples.seconds, ours.seconds)
+    return replace(
+        row,
+        status=TIMED,
+        microseconds_20=1e6 * spread.low,
+        microseconds=1e6 * spread.median,
+        microseconds_80=1e6 * spread.high,
+        ratio=None if beside is None else beside.estimate,
+        ratio_low=None if beside is None else beside.low,
+        ratio_high=None if beside is None else beside.high,
+        rounds=len(samples.seconds),
+        repetitions=repetitions,
+        faults=samples.spent.faults / samples.calls,
+        fault_share=fault_share(samples.spent),
+    )
 
 
 _ENVIRONMENT = [each.name for each in fields(Environment)]

@@ -9,18 +9,18 @@ import torch
 
 from .. import ops
 from .cases import Case
-from .faults import fault_seconds, fault_share
+from .contenders import EAGER
+from .faults import fault_seconds
 from .gate import Errors, Verdict, errors, judge, truth
 from .inputs import Inputs, as_format, copies, draw
 from .limit import least_bytes
 from .peers import OURS, Contender, Peer, Unavailable
-from .row import TIMED, UNAVAILABLE, WRONG, Environment, Row
-from .timing import Samples, interleave, quantiles, ratio, repetitions
+from .row import TIMED, UNAVAILABLE, WRONG, Environment, Row, with_times
+from .timing import Samples, interleave, quantiles, repetitions
 
 __all__ = ["ROUNDS", "measure", "measure_all"]
 
 ROUNDS = 20
-_BASELINE = "eager"
 _COPY = "copy"
 
 
@@ -70,7 +70,7 @@ def measure(case: Case, peers: Sequence[Peer], rounds: int, environment: Environ
                 entry.kept = entry.contender.kept(inputs)
             except Exception as error:
                 _fail(entry, error, WRONG if entry.name == ours.name else UNAVAILABLE)
-    baseline = next(entry.found for entry in entries if entry.name == _BASELINE)
+    baseline = next(entry.found for entry in entries if entry.name == EAGER)
     assert baseline is not None
     for entry in entries:
         if entry.found is not None:
@@ -157,28 +157,16 @@ def _row(
     sample = samples.get(entry.name)
     if sample is None:
         return row
-    spread = quantiles(sample.seconds)
-    beside = ratio(sample.seconds, samples[ours].seconds) if ours in samples else None
     copy = quantiles(samples[_COPY].seconds).median
     least = least_bytes(case, environment.l2_bytes, environment.threads)
     limit = copy * least / (2 * case.bytes)
     return replace(
-        row,
-        rounds=len(sample.seconds),
-        repetitions=repeat[entry.name],
+        with_times(row, sample, samples.get(ours), repeat[entry.name]),
         copies=sets,
-        microseconds_20=1e6 * spread.low,
-        microseconds=1e6 * spread.median,
-        microseconds_80=1e6 * spread.high,
-        ratio=None if beside is None else beside.estimate,
-        ratio_low=None if beside is None else beside.low,
-        ratio_high=None if beside is None else beside.high,
         least_bytes=least,
         copy_microseconds=1e6 * copy,
         limit_microseconds=1e6 * limit,
-        times_limit=spread.median / limit,
-        faults=sample.spent.faults / sample.calls,
-        fault_share=fault_share(sample.spent),
+        times_limit=quantiles(sample.seconds).median / limit,
     )
 
 

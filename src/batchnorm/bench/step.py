@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..targets import TargetError, resolve
 
-__all__ = ["Step", "load"]
+__all__ = ["Step", "load", "raised"]
 
 _CONTRACT = "name a callable without arguments that returns (module, inputs) or (module, inputs, loss)."
 
@@ -81,6 +81,17 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
+def raised(error: Exception) -> str:
+    """What a user's own code raised, as the end of a sentence: another may follow it.
+
+    Example:
+        >>> raised(ValueError("not today")), raised(KeyError())
+        ('raised ValueError: not today.', 'raised KeyError.')
+    """
+    said = ": ".join(filter(None, (type(error).__name__, str(error).rstrip())))
+    return f"raised {said}" if said.endswith((".", "!", "?")) else f"raised {said}."
+
+
 def load(target: str) -> Step:
     """The training step that a target names.
 
@@ -98,7 +109,7 @@ def load(target: str) -> Step:
         try:
             found = found()
         except Exception as error:
-            raise TargetError(f"{target}: calling it raised {type(error).__name__}: {error}", _CONTRACT) from error
+            raise TargetError(f"{target}: calling it {raised(error)}", _CONTRACT) from error
     parts = found if isinstance(found, tuple) else (found,)
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], torch.nn.Module):
         what = ", ".join(type(part).__name__ for part in parts)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .contenders import BATCHNORM, COMPILE, EAGER
 from .row import TIMED, WRONG, Row
 
 __all__ = ["Finding", "Memory", "findings", "losses", "memory", "noise", "side_by_side", "wrong"]
@@ -15,7 +16,6 @@ __all__ = ["Finding", "Memory", "findings", "losses", "memory", "noise", "side_b
 LARGE = 16e6
 _MEGABYTE = 1e6
 _NOISY = 1.3  # high by low end of an interval
-_OURS, _EAGER, _COMPILE = "batchnorm", "eager", "compile"
 _FUSED = ("norm+act", "norm+add+act")
 
 
@@ -67,9 +67,9 @@ def findings(rows: Iterable[Row]) -> list[Finding]:
     A ratio is another's time by ours: 2 means that ours takes half the time.
     """
     timed = [row for row in rows if row.status == TIMED and row.mode != "model"]
-    eager = [row for row in timed if row.contender == _EAGER and row.ratio is not None]
-    compiled = [row for row in timed if row.contender == _COMPILE and row.ratio is not None]
-    ours = [row for row in timed if row.contender == _OURS]
+    eager = [row for row in timed if row.contender == EAGER and row.ratio is not None]
+    compiled = [row for row in timed if row.contender == COMPILE and row.ratio is not None]
+    ours = [row for row in timed if row.contender == BATCHNORM]
     fused = [row for row in eager if row.mode in _FUSED]
     apart = [row for row in fused if not side_by_side(row)]
     beside = [row for row in fused if side_by_side(row)]
@@ -112,14 +112,14 @@ def findings(rows: Iterable[Row]) -> list[Finding]:
 
 def losses(rows: Iterable[Row]) -> list[Row]:
     """The rows of eager torch that are faster than ours beyond noise, the worst first."""
-    found = [row for row in rows if row.contender == _EAGER and row.ratio_high is not None and row.ratio_high < 1]
+    found = [row for row in rows if row.contender == EAGER and row.ratio_high is not None and row.ratio_high < 1]
     return sorted(found, key=lambda row: _number(row.ratio))
 
 
 def noise(rows: Iterable[Row]) -> str:
     """A warning where the intervals of the ratios are wide: something else is running. Empty where they are not."""
     spans = [
-        row.ratio_high / row.ratio_low for row in rows if row.contender == _EAGER and row.ratio_high and row.ratio_low
+        row.ratio_high / row.ratio_low for row in rows if row.contender == EAGER and row.ratio_high and row.ratio_low
     ]
     span = float(np.median(spans)) if spans else 1.0
     if span < _NOISY:
@@ -130,7 +130,7 @@ def noise(rows: Iterable[Row]) -> str:
     )
 
 
-def wrong(rows: Iterable[Row], contender: str = _OURS) -> list[Row]:
+def wrong(rows: Iterable[Row], contender: str = BATCHNORM) -> list[Row]:
     """The rows of a contender whose results broke the tolerance."""
     return [row for row in rows if row.contender == contender and row.status == WRONG]
 
@@ -171,8 +171,8 @@ class Memory:
 def memory(rows: Sequence[Row]) -> Memory | None:
     """What page faults cost on large inputs; None where no row tells it."""
     large = [row for row in rows if (row.tensor_bytes or 0) >= LARGE and row.fault_share is not None]
-    ours = [row for row in large if row.contender == _OURS]
-    eager = [row for row in large if row.contender == _EAGER]
+    ours = [row for row in large if row.contender == BATCHNORM]
+    eager = [row for row in large if row.contender == EAGER]
     if not ours or not eager:
         return None
     return Memory(

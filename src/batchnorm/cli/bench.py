@@ -53,13 +53,13 @@ def bench(
     if needed:
         _refuse(needed)
     from ..bench.cases import select  # noqa: PLC0415
-    from ..bench.model import measure_model  # noqa: PLC0415
-    from ..bench.output import check, write  # noqa: PLC0415
+    from ..bench.model import measure_model, prepare  # noqa: PLC0415
+    from ..bench.output import check  # noqa: PLC0415
     from ..bench.peers import chosen  # noqa: PLC0415
     from ..bench.run import measure_all  # noqa: PLC0415
     from ..bench.summary import wrong  # noqa: PLC0415
     from ..errors import BatchNormError  # noqa: PLC0415
-    from .timings import show_cases, show_summary, showing  # noqa: PLC0415
+    from .timings import show_cases, showing  # noqa: PLC0415
 
     rows: list[Row] = []
     interrupted = False
@@ -72,23 +72,21 @@ def bench(
             return
         if out is not None:
             check(out)
-        names = [case.name for case in wanted] if model is None else [model]
-        with showing(names, [peer.name for peer in beside]) as show:
-            measured = (
-                (found for _, found in measure_all(wanted, beside, rounds))
-                if model is None
-                else iter([measure_model(model, beside, rounds)])
-            )
-            try:
+        if model is None:
+            names = [case.name for case in wanted]
+            measured = (found for _, found in measure_all(wanted, beside, rounds))
+        else:
+            names, mine = [model], prepare(model)
+            measured = (measure_model(each, beside, rounds) for each in (mine,))
+        try:
+            with showing(names, [peer.name for peer in beside]) as show:
                 for found in measured:
                     rows += found
                     show(found)
-            except KeyboardInterrupt:
-                interrupted = True
-        if rows:
-            show_summary(rows)
-        if rows and out is not None:
-            print(f"written: {write(rows, out)}", flush=True)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            _keep(rows, out)
     except (BatchNormError, OSError) as error:
         _refuse(f"batchnorm bench: {error}")
     if interrupted:
@@ -96,6 +94,17 @@ def bench(
         raise typer.Exit(130)
     if wrong(rows):
         raise typer.Exit(1)
+
+
+def _keep(rows: list[Row], out: Path | None) -> None:
+    """Summary and file of what was measured, whatever ended it: rows cost minutes."""
+    from ..bench.output import write  # noqa: PLC0415
+    from .timings import show_summary  # noqa: PLC0415
+
+    if rows:
+        show_summary(rows)
+    if rows and out is not None:
+        print(f"written: {write(rows, out)}", flush=True)
 
 
 def _refuse(message: str) -> NoReturn:

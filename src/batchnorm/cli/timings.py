@@ -10,13 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..bench.cases import Case
+from ..bench.contenders import BATCHNORM, EAGER
 from ..bench.row import TIMED, UNAVAILABLE, WRONG, Row
 from ..bench.summary import findings, memory, noise
 from .table import show_rows
 
 __all__ = ["Board", "cells", "header", "show_cases", "show_summary", "showing"]
-
-_OURS = "batchnorm"
 
 
 def show_cases(cases: Iterable[Case]) -> None:
@@ -26,7 +25,7 @@ def show_cases(cases: Iterable[Case]) -> None:
 
 def header(peers: Sequence[str]) -> list[str]:
     """The columns' names, for the peers in this order, eager torch first."""
-    columns = ["case", _OURS]
+    columns = ["case", BATCHNORM]
     for peer in peers:
         columns += [peer, f"{peer} ÷ ours"]
     return [*columns, "÷ limit", "kept, ours/eager", "page faults, ours/eager"]
@@ -40,7 +39,7 @@ def cells(rows: Sequence[Row], peers: Sequence[str]) -> list[str]:
         peers: Whose columns there are.
     """
     by_name = {row.contender: row for row in rows}
-    ours, eager = by_name[_OURS], by_name["eager"]
+    ours, eager = by_name[BATCHNORM], by_name[EAGER]
     line = [ours.case, _time(ours)]
     for peer in peers:
         row = by_name.get(peer)

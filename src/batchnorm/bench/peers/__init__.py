@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...errors import ArgumentError
+from ..contenders import EAGER
 from .compiled import Compiled
 from .eager import Eager
 from .jax import Jax
@@ -36,4 +37,4 @@ def chosen(names: Sequence[str]) -> tuple[Peer, ...]:
     unknown = wanted - {"all", *PEERS}
     if unknown:
         raise ArgumentError(f"no peer is named {', '.join(sorted(unknown))}.", f"use {', '.join(PEERS)} or all.")
-    return tuple(peer for name, peer in PEERS.items() if name == "eager" or name in wanted or "all" in wanted)
+    return tuple(peer for name, peer in PEERS.items() if name == EAGER or name in wanted or "all" in wanted)

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 from ..cases import Case
+from ..contenders import COMPILE
 from .eager import EagerBlock
 from .peer import Contender, TorchContender, Unavailable
 
@@ -25,7 +26,7 @@ def why_no_compiler() -> str:
 class Compiled:
     """``torch.compile(fullgraph=True, dynamic=False)``; the time to compile is not measured."""
 
-    name = "compile"
+    name = COMPILE
 
     def build(self, case: Case) -> Contender:
         """Makes the layers; they are compiled when they first run."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..cases import Case
+from ..contenders import EAGER
 from .peer import Contender, TorchContender
 
 __all__ = ["Eager", "EagerBlock"]
@@ -37,7 +38,7 @@ class EagerBlock(torch.nn.Module):
 class Eager:
     """Torch as it is."""
 
-    name = "eager"
+    name = EAGER
 
     def build(self, case: Case) -> Contender:
         """Makes the layers."""

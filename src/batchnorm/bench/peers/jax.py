@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ..cases import Case
+from ..contenders import JAX
 from ..inputs import Inputs
 from .peer import Contender, Unavailable
 
@@ -27,7 +28,7 @@ _VECTORS = ("weight", "bias", "running_mean", "running_var")
 class Jax:
     """JAX on the CPU, with the statistics in float32."""
 
-    name = "jax"
+    name = JAX
 
     def build(self, case: Case) -> Contender:
         """Makes the function; it is compiled when it first runs."""

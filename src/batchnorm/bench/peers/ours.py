@@ -6,6 +6,7 @@ import torch
 
 from ... import nn
 from ..cases import Case
+from ..contenders import BATCHNORM
 from .peer import Contender, TorchContender
 
 __all__ = ["Ours"]
@@ -17,7 +18,7 @@ _FUSED = {1: nn.BatchNormAct1d, 2: nn.BatchNormAct2d, 3: nn.BatchNormAct3d}
 class Ours:
     """``BatchNorm*`` for the norm alone, ``BatchNormAct*`` for all else."""
 
-    name = "batchnorm"
+    name = BATCHNORM
 
     def build(self, case: Case) -> Contender:
         """Makes the layer."""

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "pack.h"
+#include "memory.h"
 
 namespace batchnorm::INSTRUCTION_SET {
 

@@ -103,6 +103,7 @@ def train(
         output = _empty_like(input)
         mean, var = _vector(input, weight), _vector(input, weight)
         bits = _empty(bits_size(input), dtype=torch.uint8, device=_CPU) if keep_bits else None
+        # Argument by argument, as to the operator below: tuples unpacked into both calls cost 0.27 µs, of 8.
         if _kernels.train(
             input,
             output,

@@ -93,20 +93,19 @@ class Tasks {
   int64_t slices_, group_, groups_;
 };
 
-void set_tensors(ColumnWork& work, const Pass& pass, int64_t slice, const Tasks& tasks) {
-  // The short row begins where the matrix ends; its indices begin at 0.
+// Where the indices of a slice begin: the short row begins where the matrix ends, and its own begin at 0.
+int64_t first_of(const Pass& pass, int64_t slice, const Tasks& tasks) {
   const bool is_rest = pass.layout.rest > 0 && slice == tasks.slices() - 1;
-  const int64_t first = is_rest ? pass.layout.rows * pass.layout.width : 0;
+  return is_rest ? pass.layout.rows * pass.layout.width : 0;
+}
+
+void set_tensors(ColumnWork& work, const Pass& pass, int64_t slice, const Tasks& tasks) {
+  const int64_t first = first_of(pass, slice, tasks);
   work.input = at(pass.input, first, pass.element);
   work.residual = at(pass.residual, first, pass.element);
   work.bits = pass.bits ? pass.bits + first / 8 : nullptr;
   work.bits_end = pass.bits ? pass.bits + pass.layout.bytes_of_bits() : nullptr;
   work.activation = pass.activation;
-}
-
-int64_t first_of(const Pass& pass, int64_t slice, const Tasks& tasks) {
-  const bool is_rest = pass.layout.rest > 0 && slice == tasks.slices() - 1;
-  return is_rest ? pass.layout.rows * pass.layout.width : 0;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "activations.h"
 #include "bits.h"
+#include "sums.h"
 
 namespace batchnorm::INSTRUCTION_SET {
 
