@@ -24,6 +24,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy setuptools
 	BATCHNORM_BUILD=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[tools,dev]'
+# A network with trained weights. What it names as needed is for audio files, and would bring another torch.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchcrepe
 	touch $@
 
 # The compiled kernels, into the sources. Not by pip, which takes seconds each time; what did not change is not compiled.
