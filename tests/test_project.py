@@ -34,7 +34,19 @@ ROOMS: dict[str, set[str]] = {
     "ops": {"activation", "errors"},
     "functional": {"ops", "activation", "errors"},
     "nn": {"functional", "ops", "activation", "errors"},
-    "batchnorm": {"_version", "errors", "activation", "ops", "functional", "nn", "optim"},  # __init__.py
+    "memory": {"ops", "activation", "errors"},
+    "surgery": {"nn", "functional", "ops", "activation", "errors"},
+    "batchnorm": {  # __init__.py
+        "_version",
+        "errors",
+        "activation",
+        "ops",
+        "functional",
+        "nn",
+        "optim",
+        "memory",
+        "surgery",
+    },
     "study": {
         "batchnorm",
         "report",
@@ -49,8 +61,20 @@ ROOMS: dict[str, set[str]] = {
         "files",
         "_version",
     },
-    "bench": {"batchnorm", "ops", "nn", "report", "reference", "machine", "files", "errors", "targets"},
-    "cli": {"study", "bench", "report", "batchnorm", "errors", "_version"},
+    "bench": {
+        "batchnorm",
+        "memory",
+        "surgery",
+        "ops",
+        "nn",
+        "report",
+        "reference",
+        "machine",
+        "files",
+        "errors",
+        "targets",
+    },
+    "cli": {"study", "bench", "surgery", "report", "batchnorm", "files", "targets", "errors", "_version"},
     "__main__": {"cli"},
 }
 

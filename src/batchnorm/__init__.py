@@ -11,12 +11,16 @@ from .nn import (
     BatchNormAct2d,
     BatchNormAct3d,
     ConvBlock,
+    FusingBatchNorm1d,
+    FusingBatchNorm2d,
+    FusingBatchNorm3d,
     LinearBlock,
     ResidualBlock,
     Standardize,
 )
 from .ops import backends
 from .optim import parameter_groups
+from .surgery import fuse
 
 __all__ = [
     "Activation",
@@ -27,6 +31,9 @@ __all__ = [
     "BatchNormAct2d",
     "BatchNormAct3d",
     "ConvBlock",
+    "FusingBatchNorm1d",
+    "FusingBatchNorm2d",
+    "FusingBatchNorm3d",
     "LinearBlock",
     "ResidualBlock",
     "Standardize",
@@ -34,6 +41,7 @@ __all__ = [
     "backends",
     "errors",
     "functional",
+    "fuse",
     "nn",
     "ops",
     "parameter_groups",

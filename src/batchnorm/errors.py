@@ -17,6 +17,7 @@ __all__ = [
     "DtypeError",
     "NotFittedError",
     "ShapeError",
+    "SurgeryError",
     "TooFewValuesError",
 ]
 
@@ -75,6 +76,10 @@ class ArgumentError(BatchNormError, ValueError, RuntimeError):
 
 class NotFittedError(BatchNormError, RuntimeError):
     """Statistics were asked for before any data was seen."""
+
+
+class SurgeryError(BatchNormError, RuntimeError):
+    """A model cannot be rewritten, or would compute something else; the model given is as it was."""
 
 
 def _rebuild(kind: type[BatchNormError], args: tuple[object, ...], state: dict[str, object]) -> BatchNormError:

@@ -64,7 +64,13 @@ class Norm(_NormBase):
             )
 
     def _normalize(
-        self, input: Tensor, residual: Tensor | None, mask: Tensor | None, activation: ActivationLike
+        self,
+        input: Tensor,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        activation: ActivationLike,
+        training: bool | None = None,  # of the layer, if None
+        moves: bool = True,  # the running buffers, in training
     ) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return as_one_node(self, input, residual=residual, mask=mask)
@@ -81,9 +87,11 @@ class Norm(_NormBase):
             mean, var, seen = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
         except KeyError:
             mean, var, seen = self.running_mean, self.running_var, self.num_batches_tracked
-        training, momentum = self.training, self.momentum
+        momentum = self.momentum
+        if training is None:
+            training = self.training
         if training:
-            if not self.track_running_stats:
+            if not (self.track_running_stats and moves):
                 mean = var = None
         elif mean is None and var is None:
             training = True

@@ -10,13 +10,15 @@ from ._base import Norm
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 
-class _BatchNorm(Norm):
+class PlainNorm(Norm):
+    """A norm without a residual and an activation."""
+
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Normalise ``input`` (N, C, *spatial); see :func:`batchnorm.functional.batch_norm` for ``mask``."""
         return self._normalize(input, None, mask, None)
 
 
-class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
+class BatchNorm1d(PlainNorm, torch.nn.BatchNorm1d):
     r"""Batch normalization of (N, C) or (N, C, L) input, in place of ``torch.nn.BatchNorm1d``.
 
     .. math:: y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
@@ -58,7 +60,7 @@ class BatchNorm1d(_BatchNorm, torch.nn.BatchNorm1d):
     dims = (2, 3)
 
 
-class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
+class BatchNorm2d(PlainNorm, torch.nn.BatchNorm2d):
     """Batch normalization of (N, C, H, W) input, in place of ``torch.nn.BatchNorm2d``.
 
     Formula, arguments and errors are those of :class:`BatchNorm1d`; moments are taken over N, H and W.
@@ -76,7 +78,7 @@ class BatchNorm2d(_BatchNorm, torch.nn.BatchNorm2d):
     dims = (4,)
 
 
-class BatchNorm3d(_BatchNorm, torch.nn.BatchNorm3d):
+class BatchNorm3d(PlainNorm, torch.nn.BatchNorm3d):
     """Batch normalization of (N, C, D, H, W) input, in place of ``torch.nn.BatchNorm3d``.
 
     Formula, arguments and errors are those of :class:`BatchNorm1d`; moments are taken over N, D, H and W.

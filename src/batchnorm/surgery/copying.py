@@ -1,0 +1,45 @@
+"""Copies of a model: what may be rewritten while the model itself stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ..errors import SurgeryError
+
+__all__ = ["copied", "shared", "with_own_buffers"]
+
+
+def shared(model: torch.nn.Module) -> torch.nn.Module:
+    """A module tree of its own, whose parameters and buffers are those of the model given.
+
+    A module that stands at two places in the model stands at the same two in the copy.
+
+    Raises:
+        SurgeryError: The model holds something that cannot be copied.
+    """
+    return _copied(model, [*model.parameters(), *model.buffers()])
+
+
+def with_own_buffers(model: torch.nn.Module) -> torch.nn.Module:
+    """As :func:`shared`, but running statistics may move without a trace in the model given."""
+    return _copied(model, model.parameters())
+
+
+def copied(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy that shares nothing."""
+    return _copied(model, [])
+
+
+def _copied(model: torch.nn.Module, kept: Iterable[torch.Tensor]) -> torch.nn.Module:
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in kept}
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise SurgeryError(
+            f"the model cannot be copied: copy.deepcopy raised {type(error).__name__}: {error}.",
+            "give one that copy.deepcopy takes: without tensors that have a gradient function, locks or open files.",
+        ) from error

@@ -1,0 +1,155 @@
+"""``fuse``: this library's norms in a user's model, computed with the sum and the activation that follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..activation import Activation
+from ..nn import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchNormAct1d,
+    BatchNormAct2d,
+    BatchNormAct3d,
+    FusingBatchNorm1d,
+    FusingBatchNorm2d,
+    FusingBatchNorm3d,
+)
+from ..nn._norm_call import watch
+from .copying import copied, shared
+from .example import call
+from .follow import Following, what_follows
+from .proof import prove
+from .result import Outcome, Surgery
+from .trace import Graph, trace
+
+__all__ = ["fuse"]
+
+# What each class becomes: with what follows, and alone. Exact types: a subclass may compute something else.
+_KINDS: dict[type[torch.nn.Module], tuple[type[torch.nn.Module], type[torch.nn.Module]]] = {
+    torch.nn.BatchNorm1d: (FusingBatchNorm1d, BatchNorm1d),
+    torch.nn.BatchNorm2d: (FusingBatchNorm2d, BatchNorm2d),
+    torch.nn.BatchNorm3d: (FusingBatchNorm3d, BatchNorm3d),
+    BatchNorm1d: (FusingBatchNorm1d, BatchNorm1d),
+    BatchNorm2d: (FusingBatchNorm2d, BatchNorm2d),
+    BatchNorm3d: (FusingBatchNorm3d, BatchNorm3d),
+    FusingBatchNorm1d: (FusingBatchNorm1d, BatchNorm1d),
+    FusingBatchNorm2d: (FusingBatchNorm2d, BatchNorm2d),
+    FusingBatchNorm3d: (FusingBatchNorm3d, BatchNorm3d),
+}
+_FUSED = (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
+
+
+def fuse(model: torch.nn.Module, example_inputs: Any) -> Surgery:
+    """A model that trains faster: norm, sum and activation in one pass, by this library's kernels.
+
+    Every ``torch.nn.BatchNorm1d``, ``2d`` and ``3d`` becomes this library's layer of that name, and where the only
+    thing that reads its output is an activation that fuses (:class:`batchnorm.Activation` names them), or a sum and
+    perhaps an activation after it, a :class:`batchnorm.FusingBatchNorm2d` (``1d``, ``3d``), which is computed together
+    with them. Modules, functions and methods of torch are found alike, wherever in the model's code they are called.
+
+    The result is a new module tree with the parameters and buffers of the model given: the same objects, so an
+    optimizer stays valid, and the same ``state_dict``. The model given stays as it is and can go on being used;
+    both train the same weights and move the same running statistics. The forward code stays the user's own.
+
+    Before it returns, outputs, gradients and buffers of both models are compared on the example, in float64 where the
+    model runs in it and in its own dtype, on copies: nothing moves.
+
+    Args:
+        model: Any module, in the mode it will be used in; layers in evaluation mode stay frozen.
+        example_inputs: What it is called with: a tensor, a tuple of arguments or a dict of keywords.
+
+    Returns:
+        ``.model``; ``.changed`` and ``.kept``, an :class:`Outcome` for each norm layer, with what is fused or why it
+        is not; ``.max_error``. ``print(result)`` shows all of it as a table.
+
+    Raises:
+        SurgeryError: The model cannot be copied, raises on the inputs, or the result would compute something else.
+
+    Example:
+        >>> block = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+        >>> result = fuse(block, torch.randn(4, 3, 8, 8))
+        >>> print(result)
+        1  BatchNorm2d  fused  relu
+        1 fused; largest relative difference on the example: ... in float64, ... in float32 (...)
+        >>> result.model[1].weight is block[1].weight
+        True
+    """
+    graph = trace(model, example_inputs)
+    new = shared(model)
+    norms = [_Norm(path, layer, model.get_submodule(path), graph) for path, layer in _norms(new)]
+    seen = _seen(new, example_inputs)
+    for norm in norms:
+        if norm.fuses and seen.get(norm.path) != [(norm.following.residual, norm.following.activation)]:
+            norm.stand_alone(f"what follows ({norm.following.words}) is called in a form that does not fuse")
+    errors = prove(model, new, example_inputs, gradients=True)
+    outcomes = [norm.outcome() for norm in norms]
+    changed = [outcome for outcome in outcomes if outcome.action != "kept"]
+    return Surgery(new, changed, [outcome for outcome in outcomes if outcome.action == "kept"], errors)
+
+
+def _norms(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
+    return [(path, layer) for path, layer in model.named_modules() if isinstance(layer, (_BatchNorm, *_FUSED))]
+
+
+class _Norm:
+    """A norm layer of the new model, which becomes what it can be.
+
+    Args:
+        path: Where it stands first.
+        layer: Of the new model. Its class is changed: so it keeps its parameters, buffers and attributes, and all its
+            places in the tree.
+        original: The layer of the model given.
+        graph: Of the model given.
+    """
+
+    def __init__(self, path: str, layer: torch.nn.Module, original: torch.nn.Module, graph: Graph) -> None:
+        self.path, self.layer, self.given = path, layer, type(layer)
+        self.fuses, self.action = False, "kept"
+        self.following = Following("")
+        if isinstance(layer, _FUSED):
+            self.following = Following("its activation is fused already")
+        elif self.given not in _KINDS:
+            self.following = Following(f"{self.given.__name__} is a class of its own and may compute something else")
+        else:
+            self.following = _following(original, graph)
+            self.fuses = self.following.activation is not None
+            self.action = "fused" if self.fuses else "replaced"
+            layer.__class__ = _KINDS[self.given][0 if self.fuses else 1]
+
+    def stand_alone(self, why: str) -> None:
+        """Becomes the layer that is computed without what follows."""
+        self.layer.__class__ = _KINDS[self.given][1]
+        self.following, self.fuses, self.action = Following(why), False, "replaced"
+
+    def outcome(self) -> Outcome:
+        """What became of it."""
+        return Outcome(self.path, self.given.__name__, self.action, self.following.words)
+
+
+def _following(layer: torch.nn.Module, graph: Graph) -> Following:
+    calls = [each for each in graph.calls if each.module is layer]
+    if len(calls) > 1:
+        return Following(f"it is called {len(calls)} times")
+    if not calls:
+        return Following("it is called by code that does not trace" if graph.uncertain else "it is not called")
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    if any(hooks):
+        return Following("its hooks see its output")
+    return what_follows(calls[0], graph)
+
+
+def _seen(model: torch.nn.Module, example_inputs: Any) -> dict[str, list[tuple[bool, Activation]]]:
+    """What each layer is computed with, by its path, in a run of a copy of the model."""
+    copy = copied(model)
+    paths = {layer: path for path, layer in copy.named_modules()}
+    with torch.random.fork_rng(), watch() as computed:
+        call(copy, example_inputs)
+    seen: dict[str, list[tuple[bool, Activation]]] = {}
+    for layer, residual, activation in computed:
+        seen.setdefault(paths[layer], []).append((residual, activation))
+    return seen

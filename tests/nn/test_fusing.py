@@ -1,0 +1,377 @@
+"""``FusingBatchNorm*``: computed with what follows, and right whatever that is."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+import batchnorm
+from batchnorm.activation import ACTIVATIONS, Activation
+from batchnorm.nn._norm_call import watch
+from batchnorm.nn._pending import Pending
+
+
+def layers(**arguments) -> tuple[torch.nn.Module, torch.nn.Module]:
+    torch.manual_seed(0)
+    fusing, plain = batchnorm.FusingBatchNorm2d(4, **arguments), batchnorm.BatchNorm2d(4, **arguments)
+    with torch.no_grad():
+        for layer in (fusing, plain):
+            if layer.weight is not None:
+                layer.weight.copy_(torch.tensor([1.0, -0.5, 2.0, 0.3]))
+                layer.bias.copy_(torch.tensor([0.1, 0.2, -0.3, 0.0]))
+            if layer.running_mean is not None:
+                layer.running_mean.copy_(torch.tensor([0.1, -0.1, 0.5, 0.0]))
+    return fusing, plain
+
+
+def data(seed: int = 1) -> Tensor:
+    return torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def agree(code, training: bool = True, computed=None, **arguments) -> None:
+    """That code gives the same with both layers: outputs, gradients, buffers; and what it was computed with."""
+    found = []
+    for layer in layers(**arguments):
+        layer.train(training)
+        x, r = data().requires_grad_(), data(2).requires_grad_()
+        with watch() as seen:
+            y = code(layer, x * 1, r * 1)
+        assert type(y) is Tensor
+        y.mul(torch.randn(y.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
+        grads = [t.grad for t in (x, r, *layer.parameters())]
+        found.append([y.detach(), *grads, *(b.clone() for b in layer.buffers())])
+        if isinstance(layer, batchnorm.FusingBatchNorm2d) and computed is not None:
+            assert [(residual, activation) for _, residual, activation in seen] == computed
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+FORMS = {
+    "relu": [torch.relu, F.relu, Tensor.relu, torch.relu_, Tensor.relu_, lambda z: F.relu(z, True), torch.nn.ReLU()],
+    "leaky_relu": [F.leaky_relu, lambda z: F.leaky_relu(z, inplace=True), F.leaky_relu_, torch.nn.LeakyReLU()],
+    "relu6": [F.relu6],
+    "hardtanh": [F.hardtanh, F.hardtanh_, torch.nn.Hardtanh(inplace=True)],
+    "silu": [F.silu, lambda z: F.silu(z, inplace=True), torch.nn.SiLU()],
+    "hardswish": [F.hardswish, torch.nn.Hardswish(inplace=True)],
+    "gelu": [F.gelu, torch.nn.GELU()],
+    "gelu_tanh": [lambda z: F.gelu(z, approximate="tanh"), torch.nn.GELU("tanh")],
+    "sigmoid": [torch.sigmoid, Tensor.sigmoid, Tensor.sigmoid_, F.sigmoid, torch.nn.Sigmoid()],
+    "tanh": [torch.tanh, Tensor.tanh, torch.tanh_, F.tanh, torch.nn.Tanh()],
+    "elu": [F.elu, F.elu_, torch.nn.ELU(inplace=True)],
+}
+
+
+def test_every_activation_has_a_form_here():
+    assert set(FORMS) == set(ACTIVATIONS) - {"identity"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("name", "place"), [(name, i) for name, forms in FORMS.items() for i in range(len(forms))])
+def test_an_activation_is_computed_with_the_norm(name, place, training):
+    form = FORMS[name][place]
+    agree(lambda norm, x, r: form(norm(x)), training, [(False, Activation(name))])
+
+
+def test_an_activations_parameters_are_its_own():
+    agree(lambda norm, x, r: F.leaky_relu(norm(x), 0.3), True, [(False, Activation("leaky_relu", negative_slope=0.3))])
+    agree(
+        lambda norm, x, r: F.hardtanh(norm(x), -0.5, max_val=0.7),
+        True,
+        [(False, Activation("hardtanh", min_val=-0.5, max_val=0.7))],
+    )
+    agree(lambda norm, x, r: F.elu(norm(x), alpha=0.4), True, [(False, Activation("elu", alpha=0.4))])
+
+
+def in_place(norm, x, r):
+    y = norm(x)
+    y += r
+    return F.relu(y)
+
+
+SUMS = [
+    lambda norm, x, r: torch.relu(norm(x) + r),
+    lambda norm, x, r: torch.relu(r + norm(x)),
+    lambda norm, x, r: torch.relu(torch.add(norm(x), r)),
+    lambda norm, x, r: norm(x).add(r).relu_(),
+    lambda norm, x, r: norm(x).add_(r).relu(),
+    in_place,
+]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("place", range(len(SUMS)))
+def test_a_sum_is_computed_with_the_norm(place, training):
+    agree(SUMS[place], training, [(True, Activation("relu"))])
+
+
+def test_a_sum_alone_and_views_and_dropouts_that_drop_nothing():
+    relu, nothing = Activation("relu"), Activation("identity")
+    agree(lambda norm, x, r: (norm(x) + r) * 2, True, [(True, nothing)])
+    agree(lambda norm, x, r: torch.relu(F.dropout(norm(x) + r, 0.0)), True, [(True, relu)])
+    agree(lambda norm, x, r: torch.relu(F.dropout2d(norm(x), 0.5, training=False)), True, [(False, relu)])
+    agree(lambda norm, x, r: torch.relu(norm(x).flatten(1).view(3, 2, 50)), True, [(False, relu)])
+    agree(
+        lambda norm, x, r: torch.relu(norm(x).permute(0, 2, 3, 1).reshape_as(torch.empty(75, 4))), True, [(False, relu)]
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "code",
+    [
+        lambda norm, x, r: norm(x) * 2,
+        lambda norm, x, r: norm(x).mul_(2),
+        lambda norm, x, r: torch.cat([norm(x), r]),
+        lambda norm, x, r: torch.relu(norm(x) + r.mean()),
+        lambda norm, x, r: torch.relu(norm(x) + r[:1]),
+        lambda norm, x, r: torch.relu(torch.add(norm(x), r, alpha=2)),
+        lambda norm, x, r: torch.relu(r.add_(norm(x))),
+        lambda norm, x, r: torch.relu(norm(x) + r + r),
+        lambda norm, x, r: torch.relu(norm(x) + 1.0),
+        lambda norm, x, r: F.dropout(norm(x), 0.0) - r,
+        lambda norm, x, r: norm(x).relu_().flatten(1)[:, ::2],
+        lambda norm, x, r: torch.relu(norm(x).double() + r.double()).float(),
+        lambda norm, x, r: F.prelu(norm(x), torch.tensor(0.1)),
+        lambda norm, x, r: norm(x).clamp(min=0),
+        lambda norm, x, r: torch.where(norm(x) > 0, r, x),
+        lambda norm, x, r: norm(x).to(memory_format=torch.channels_last),
+    ],
+)
+def test_anything_else_gets_the_norms_output(code, training):
+    agree(code, training)
+
+
+def read_before_and_after(norm, x, r):
+    y = norm(x)
+    z = torch.relu(y)
+    return z + y.detach() + torch.sigmoid(y) * y
+
+
+def in_place_then_read(norm, x, r):
+    y = norm(x)
+    torch.relu_(y)
+    return y * r
+
+
+def sum_in_place_then_read(norm, x, r):
+    y = norm(x)
+    y += r
+    return torch.relu(y) + y
+
+
+def view_in_place_then_base(norm, x, r):
+    y = norm(x)
+    v = y.view(3, -1)
+    v.relu_()
+    return y * 2
+
+
+def two_sums(norm, x, r):
+    y = norm(x)
+    return torch.relu(y + r) * torch.sigmoid(y + x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "code", [read_before_and_after, in_place_then_read, sum_in_place_then_read, view_in_place_then_base, two_sums]
+)
+def test_several_readers_get_what_they_would_and_the_statistics_move_once(code, training):
+    agree(code, training)
+
+
+def test_two_norms_and_their_sum():
+    """A shortcut that is a norm itself: one of the two is computed with the sum."""
+    found = []
+    for kind in (batchnorm.FusingBatchNorm2d, batchnorm.BatchNorm2d):
+        main, shortcut, x = kind(4), kind(4), data().requires_grad_()
+        with watch() as seen:
+            y = torch.relu(main(x) + shortcut(x * x))
+        y.mul(data(3)).sum().backward()
+        found.append([y.detach(), x.grad, *main.buffers(), *shortcut.buffers()])
+        if kind is batchnorm.FusingBatchNorm2d:
+            assert [(layer is main, residual, activation.name) for layer, residual, activation in seen] == [
+                (False, False, "identity"),
+                (True, True, "relu"),
+            ]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_calls_that_wait_move_the_statistics_in_the_order_of_the_calls():
+    fusing, plain = layers(momentum=0.5)
+    for layer in (fusing, plain):
+        first, second = layer(data(1)), layer(data(2) + 3)
+        torch.relu(second), torch.relu(first)
+    for ours, theirs in zip(fusing.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_result_that_nobody_reads_moves_the_statistics():
+    fusing, plain = layers()
+    fusing(data()), plain(data())
+    for ours, theirs in zip(fusing.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_shape_and_dtype_are_known_before_it_is_computed():
+    fusing, _ = layers()
+    with watch() as seen:
+        y = fusing(data())
+        assert (y.shape, y.size(1), y.dim(), y.ndim, len(y), y.dtype, y.device) == (
+            (3, 4, 5, 5),
+            4,
+            4,
+            4,
+            3,
+            torch.float32,
+            torch.device("cpu"),
+        )
+        assert isinstance(y, Tensor)
+        assert seen == []
+        assert y.requires_grad
+        assert len(seen) == 1
+
+
+def test_what_was_modified_in_place_is_not_computed_from():
+    fusing, _ = layers()
+    x, r = data(), data(2)
+    y = fusing(x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="the input of a FusingBatchNorm2d was modified in place"):
+        torch.relu(y)
+    y = fusing(data()) + r
+    r.add_(1)
+    with pytest.raises(RuntimeError, match="other side of the sum"):
+        torch.relu(y)
+    y = fusing.eval()(data())
+    fusing.running_mean.add_(1)
+    with pytest.raises(RuntimeError, match="the running statistics"):
+        torch.relu(y)
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 2
+
+
+class Through(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm):
+        return norm(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, None
+
+
+def test_an_autograd_function_cannot_lose_the_gradient_without_a_word():
+    fusing, _ = layers()
+    loss = Double.apply(fusing(data().requires_grad_())).sum()
+    with pytest.raises(RuntimeError, match=r"autograd\.Function"):
+        loss.backward()
+    loss = Double.apply(fusing(data().requires_grad_()).clone()).sum()
+    loss.backward()
+    assert fusing.weight.grad is not None
+    with pytest.raises(RuntimeError, match=r"autograd\.Function"):
+        torch.relu(Through.apply(data().requires_grad_(), fusing.eval()))
+
+
+def test_grad_mode_is_that_of_the_call():
+    fusing, _ = layers()
+    with torch.no_grad():
+        y = fusing.eval()(data())
+    assert not torch.relu(y).requires_grad
+    y = fusing(data())
+    with torch.no_grad():
+        z = y * 2
+    assert not z.requires_grad
+    assert (y * 2).requires_grad
+    with torch.inference_mode():
+        assert torch.relu(fusing(data())).is_inference()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_around_norm_and_activation(reentrant):
+    found = []
+    for layer in layers():
+        x = data().requires_grad_()
+        y = checkpoint(lambda x, layer=layer: torch.relu(layer(x * 1) + x), x, use_reentrant=reentrant)
+        y.mul(data(3)).sum().backward()
+        found.append([y.detach(), x.grad, layer.weight.grad, *layer.buffers()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compile_export_and_transforms_compute_at_once(training):
+    fusing, plain = layers()
+    for layer in (fusing, plain):
+        layer.train(training)
+    code = lambda layer, x: torch.relu(layer(x) + x)  # noqa: E731
+    torch._dynamo.reset()
+    compiled = torch.compile(code, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(fusing, data()), code(plain, data()))
+    torch.testing.assert_close(fusing.running_mean, plain.running_mean)
+    program = torch.export.export(fusing, (data(),))
+    torch.testing.assert_close(program.module()(data()), plain(data()))
+    fusing, plain = fusing.eval(), plain.eval()
+    jvp = torch.func.jvp(lambda x: code(fusing, x), (data(),), (data(2),))
+    torch.testing.assert_close(jvp, torch.func.jvp(lambda x: code(plain, x), (data(),), (data(2),)))
+    traced = torch.fx.symbolic_trace(torch.nn.Sequential(fusing, torch.nn.ReLU()))
+    torch.testing.assert_close(traced(data()), torch.relu(plain(data())))
+
+
+def test_copies_and_pickles_while_a_call_waits():
+    fusing, plain = layers()
+    waiting = fusing(data())
+    for other in (copy.deepcopy(fusing), pickle.loads(pickle.dumps(fusing))):
+        torch.testing.assert_close(torch.relu(other(data())), torch.relu(plain(data())))
+        plain.reset_running_stats()
+    assert isinstance(waiting, Pending)
+    torch.testing.assert_close(copy.deepcopy(waiting.detach()), plain(data()))
+
+
+def test_errors_are_raised_where_the_layer_is_called():
+    fusing, _ = layers()
+    with pytest.raises(batchnorm.errors.ShapeError, match=r"FusingBatchNorm2d: .* 5 channels"):
+        fusing(torch.randn(3, 5, 2, 2))
+    with pytest.raises(ValueError, match="expected 4D"):
+        fusing(torch.randn(3, 4))
+    with pytest.raises(batchnorm.errors.TooFewValuesError):
+        fusing(torch.randn(1, 4, 1, 1))
+
+
+def test_what_it_stood_for_is_freed():
+    fusing, _ = layers()
+    x = data()
+    gone = weakref.ref(x)
+    y = torch.relu(fusing(x)).detach()
+    del x
+    gc.collect()
+    assert gone() is None
+    assert y.shape == (3, 4, 5, 5)
+
+
+def test_a_wait_costs_less_memory_than_it_saves():
+    """The norm's output is not there beside the activation's."""
+    fusing, plain = layers()
+    from batchnorm.bench.kept import bytes_kept
+
+    x = data().requires_grad_()
+    kept = {layer: bytes_kept(lambda layer=layer: torch.relu(layer(x) + x)) for layer in (fusing, plain)}
+    assert kept[fusing] < kept[plain]

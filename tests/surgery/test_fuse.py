@@ -1,0 +1,433 @@
+"""``fuse``: what is found, what is refused and why, and that nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import batchnorm
+from batchnorm.errors import SurgeryError
+from batchnorm.nn import _norm_call
+from batchnorm.surgery import fuse
+
+
+def images(n: int = 4, channels: int = 3) -> Tensor:
+    return torch.randn(n, channels, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+def outcomes(result) -> dict[str, tuple[str, str]]:
+    return {each.layer: (each.action, each.detail) for each in [*result.changed, *result.kept]}
+
+
+def randomize(model: nn.Module) -> nn.Module:
+    """Parameters and statistics at which a mistake shows: fresh ones are 0 and 1."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.is_floating_point() and tensor.dim() == 1:
+                tensor.add_(torch.rand(tensor.shape, generator=generator) * (1 if "var" in name else 0.5))
+    return model
+
+
+def step(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Output, gradients and buffers of one training step."""
+    model.zero_grad()
+    y = model(x)
+    y.sin().sum().backward()
+    return [y.detach(), *(p.grad.clone() for p in model.parameters()), *(b.clone() for b in model.buffers())]
+
+
+class Basic(nn.Module):
+    """torchvision's BasicBlock, with a shortcut that is a norm too."""
+
+    def __init__(self, inplace: bool = True) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.downsample = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.relu = nn.ReLU(inplace=inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.downsample(x)
+        return self.relu(out)
+
+
+class Functional(nn.Module):
+    """Activations and sums as functions, methods and operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norms = nn.Conv2d(3, 4, 1), nn.ModuleList(nn.BatchNorm2d(4) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        a, b, c, d, e, f = self.norms
+        x = F.leaky_relu(a(x), 0.2, inplace=True)
+        x = b(x).sigmoid() + torch.tanh(c(x))
+        x = F.gelu(x + d(x), approximate="tanh")
+        return 2 * (F.hardtanh(e(x), -2, 2) + f(x))
+
+
+def test_a_block_as_torchvision_writes_it():
+    result = fuse(Basic(), images())
+    assert outcomes(result) == {
+        "bn1": ("fused", "relu"),
+        "bn2": ("fused", "add + relu"),
+        "downsample.1": ("replaced", "it is the other side of the sum that bn2 (BatchNorm2d) fuses with"),
+    }
+    assert result.max_error < 1e-3
+    assert result.errors.by_dtype["float64"] < 1e-12
+
+
+def test_functions_methods_and_operators():
+    result = fuse(Functional(), images())
+    assert outcomes(result) == {
+        "norms.0": ("fused", "leaky_relu(negative_slope=0.2)"),
+        "norms.1": ("fused", "sigmoid"),
+        "norms.2": ("fused", "tanh"),
+        "norms.3": ("fused", "add + gelu_tanh"),
+        "norms.4": ("fused", "hardtanh(min_val=-2, max_val=2)"),
+        "norms.5": ("fused", "add"),
+    }
+
+
+def test_the_table():
+    result = fuse(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.SiLU(), nn.SyncBatchNorm(4).eval()), images())
+    first, second, last = str(result).splitlines()
+    assert first == "1  BatchNorm2d    fused  silu"
+    assert second == "3  SyncBatchNorm  kept   SyncBatchNorm is a class of its own and may compute something else"
+    assert last.startswith("1 fused, 1 kept; largest relative difference on the example: ")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [Basic, Functional])
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_training_and_evaluation_are_as_they_were(kind, format, training):
+    given = randomize(kind()).train(training)
+    fused = fuse(copy.deepcopy(given), images()).model
+    x = images(8).to(memory_format=format)
+    for _ in range(2):  # the second time the buffers have moved
+        for ours, theirs in zip(step(fused, x), step(given, x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    given.train(not training), fused.train(not training)
+    torch.testing.assert_close(fused(x), given(x), rtol=1e-4, atol=1e-3)
+
+
+def test_parameters_buffers_and_keys_are_the_same_and_the_model_stays_usable():
+    given = Basic()
+    optimizer = torch.optim.SGD(given.parameters(), lr=0.1)
+    classes = [type(module) for module in given.modules()]
+    result = fuse(given, images())
+    fused = result.model
+    assert [type(module) for module in given.modules()] == classes
+    assert list(fused.state_dict()) == list(given.state_dict())
+    for (name, ours), (_, theirs) in zip(fused.named_parameters(), given.named_parameters(), strict=True):
+        assert ours is theirs, name
+    for (name, ours), (_, theirs) in zip(fused.named_buffers(), given.named_buffers(), strict=True):
+        assert ours is theirs, name
+    assert isinstance(fused, Basic)
+    assert isinstance(fused.bn2, nn.BatchNorm2d)
+    fused(images()).sum().backward()
+    before = given.conv1.weight.detach().clone()
+    optimizer.step()
+    assert not torch.equal(fused.conv1.weight, before)
+    assert int(given.bn1.num_batches_tracked) == 1
+    given(images())
+    assert int(fused.bn1.num_batches_tracked) == 2
+
+
+def test_fused_twice_is_fused_once():
+    once = fuse(Basic(), images())
+    twice = fuse(once.model, images())
+    assert [each.action for each in twice.changed] == [each.action for each in once.changed]
+    assert [type(m) for m in twice.model.modules()] == [type(m) for m in once.model.modules()]
+
+
+def test_nothing_moves_while_it_is_proved():
+    given = Basic()
+    given.bn1.weight.grad = torch.ones(4)
+    state, rng = copy.deepcopy(given.state_dict()), torch.get_rng_state()
+    fuse(given, images())
+    assert torch.equal(torch.get_rng_state(), rng)
+    for name, value in given.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert torch.equal(given.bn1.weight.grad, torch.ones(4))
+
+
+def test_a_norm_that_was_computed_with_something_else_is_not_fused(monkeypatch):
+    """What was seen in a run decides, not what the graph says."""
+    run = _norm_call.NormCall.run
+    leaky = batchnorm.Activation("leaky_relu", negative_slope=0.001)
+    monkeypatch.setattr(_norm_call.NormCall, "run", lambda self, residual, _: run(self, residual, leaky))
+    result = fuse(Basic(), images())
+    assert {action for action, _ in outcomes(result).values()} == {"replaced"}
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("residual", r"on the example in float64, .* differs by"),
+        ("gradient", r"\(gradient\) of the rewritten model differs"),
+        ("buffers", r"running_var \(buffer\) of the rewritten model differs"),
+        ("dtype", r"the rewritten model gives \(torch.float64,\) on the example, and the model \(torch.float32,\)"),
+        ("raises", "the rewritten model raises on the example inputs: ValueError: no"),
+    ],
+)
+def test_what_would_compute_something_else_is_refused_and_nothing_is_lost(broken, message, monkeypatch):
+    run = _norm_call.NormCall.run
+    calls = []
+
+    def wrong(self, residual, activation):
+        calls.append(activation)
+        if broken == "raises" and len(calls) > 2:  # two norms wait; once they are watched
+            raise ValueError("no")
+        if broken == "residual" and residual is not None:
+            residual = residual * 1.0001
+        output = run(self, residual, activation)
+        if broken == "buffers":
+            self.layer.running_var.mul_(1.0001)
+        if broken == "gradient":
+            output = output * 1.0001 - (output * 0.0001).detach()
+        return output.double() if broken == "dtype" and residual is not None else output
+
+    given = Basic()
+    state = copy.deepcopy(given.state_dict())
+    with monkeypatch.context() as patch:
+        patch.setattr(_norm_call.NormCall, "run", wrong)
+        with pytest.raises(SurgeryError, match=message):
+            fuse(given, images())
+    for name, value in given.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert fuse(given, images()).max_error < 1e-3
+
+
+def test_an_interrupt_leaves_everything_as_it_was():
+    class Stops(Basic):
+        runs = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            Stops.runs += 1
+            if Stops.runs == 3:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    given = Stops()
+    state, rng = copy.deepcopy(given.state_dict()), torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        fuse(given, images())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(value, state[name]) for name, value in given.state_dict().items())
+    assert type(given.bn1) is nn.BatchNorm2d
+    assert _norm_call._watching is None
+
+
+# --- what does not fuse, and why -----------------------------------------------------------------------------
+
+
+class Norm(nn.Module):
+    """A norm, and code after it."""
+
+    def __init__(self, code, norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.code, self.norm = code, norm if norm is not None else nn.BatchNorm2d(3)
+        self.linear = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.code(self.norm, x)
+
+
+class Own(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 2
+
+
+def read_twice(y):
+    return y.relu() + y
+
+
+def doubled(y):
+    return torch.relu(y + y)
+
+
+def residual_in_place(norm, x):
+    r = x * 1
+    y = norm(x) + r
+    r.mul_(0.5)
+    return torch.relu(y) + r
+
+
+REFUSED = {
+    "read twice": (lambda n, x: read_twice(n(x)), "its output is read by aten.relu and aten.add"),
+    "called twice": (lambda n, x: torch.relu(n(torch.relu(n(x)))), "it is called 2 times"),
+    "no activation": (lambda n, x: n(x).mean(1), "followed by aten.mean"),
+    "an activation without a kernel": (lambda n, x: F.mish(n(x)), "followed by aten.mish"),
+    "the end": (lambda n, x: n(x), "its output leaves the model"),
+    "a broadcast": (lambda n, x: torch.relu(n(x) + x[:1]), "the sum after it broadcasts (1, 3, 6, 6) and (4, 3, 6, 6)"),
+    "alpha": (lambda n, x: torch.relu(torch.add(n(x), x, alpha=2)), "the sum after it has a factor alpha"),
+    "dtypes": (
+        lambda n, x: torch.relu(n(x) + x.to(torch.bfloat16)),
+        "the sum after it has dtypes torch.float32 and torch.bfloat16",
+    ),
+    "in place on the other": (
+        lambda n, x: torch.relu((x * 1).add_(n(x))),
+        "its output is added to another tensor in place",
+    ),
+    "a number": (lambda n, x: torch.relu(n(x) + 1), "followed by aten.add"),
+    "itself": (lambda n, x: doubled(n(x)), "followed by aten.add"),
+    "not called": (lambda n, x: x * 2, "it is not called"),
+    "residual modified": (residual_in_place, "aten.mul modifies a tensor in place before add + relu"),
+    "data": (
+        lambda n, x: torch.relu(n(x)) if x.sum() > -1e9 else x,
+        "its output is read by code that does not trace",
+    ),
+    "past torch's functions": (
+        lambda n, x: torch.ops.aten.relu(n(x)),
+        "what follows (relu) is called in a form that does not fuse",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fuse_is_replaced_and_says_why(name):
+    code, reason = REFUSED[name]
+    given = Norm(code)
+    result = fuse(given, images())
+    assert outcomes(result) == {"norm": ("replaced", reason)}
+    assert type(result.model.norm) is batchnorm.BatchNorm2d
+    torch.testing.assert_close(result.model(images()), copy.deepcopy(given)(images()))
+
+
+def test_an_input_that_is_modified_in_place():
+    def code(norm, x):
+        x = x * 1
+        y = norm(x)
+        x.add_(1)
+        return torch.relu(y)
+
+    result = fuse(Norm(code, nn.BatchNorm2d(3, affine=False)), images())
+    assert outcomes(result) == {"norm": ("replaced", "aten.add modifies a tensor in place before relu")}
+
+
+@pytest.mark.parametrize(
+    ("norm", "reason"),
+    [
+        (Own(3), "Own is a class of its own and may compute something else"),
+        (nn.SyncBatchNorm(3).eval(), "SyncBatchNorm is a class of its own and may compute something else"),
+        (batchnorm.BatchNormAct2d(3), "its activation is fused already"),
+    ],
+)
+def test_what_is_no_plain_norm_is_kept(norm, reason):
+    result = fuse(Norm(lambda n, x: torch.relu(n(x)), norm), images())
+    assert outcomes(result) == {"norm": ("kept", reason)}
+    assert type(result.model.norm) is type(norm)
+
+
+def test_other_normalizations_are_no_batch_norms():
+    model = nn.Sequential(nn.InstanceNorm2d(3), nn.ReLU(), nn.GroupNorm(3, 3), nn.ReLU())
+    result = fuse(model, images())
+    assert outcomes(result) == {}
+    assert str(result).startswith("no norms")
+
+
+def test_hooks_see_what_they_saw():
+    given = Norm(lambda n, x: torch.relu(n(x)))
+    seen = []
+    given.norm.register_forward_hook(lambda module, inputs, output: seen.append(output.min().item()))
+    result = fuse(given, images())
+    assert outcomes(result) == {"norm": ("replaced", "its hooks see its output")}
+    seen.clear()
+    result.model(images())
+    assert len(seen) == 1
+    assert seen[0] < 0
+
+
+def test_a_module_at_two_places_stays_one():
+    norm, act = nn.BatchNorm2d(3), nn.ReLU()
+    model = nn.Sequential(nn.Sequential(norm, act), nn.Conv2d(3, 3, 1), norm, act)
+    result = fuse(model, images())
+    assert outcomes(result) == {"0.0": ("replaced", "it is called 2 times")}
+    assert result.model[0][0] is result.model[2]
+    assert result.model[0][1] is result.model[3]
+    only = nn.Sequential(norm, act)
+    only.again = norm
+    assert fuse(Norm(lambda n, x: n[1](n.again(x)), only), images()).changed[0].action == "fused"
+
+
+def test_frozen_layers_stay_frozen():
+    given = randomize(Basic())
+    given.bn1.eval()
+    fused = fuse(given, images()).model
+    mean = given.bn1.running_mean.clone()
+    fused(images())
+    assert torch.equal(given.bn1.running_mean, mean)
+    assert int(given.bn2.num_batches_tracked) == 1
+
+
+# --- what a user does with the result ------------------------------------------------------------------------
+
+
+def test_half_precision_under_autocast():
+    given = randomize(Basic()).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = fuse(given, images())
+        y = result.model(images())
+        torch.testing.assert_close(y, copy.deepcopy(given)(images()), rtol=0.05, atol=0.05)
+    assert y.dtype is torch.bfloat16
+    assert outcomes(result)["bn2"] == ("fused", "add + relu")
+
+
+def test_it_is_saved_copied_and_loaded():
+    given = randomize(Basic()).eval()
+    fused = fuse(given, images()).model
+    wanted = given(images())
+    file = io.BytesIO()
+    torch.save(fused, file)
+    file.seek(0)
+    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), torch.load(file, weights_only=False)):
+        torch.testing.assert_close(other(images()), wanted)
+    fresh = Basic().eval()
+    fresh.load_state_dict(fused.state_dict())
+    torch.testing.assert_close(fresh(images()), wanted)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_torch_compile_and_export(training):
+    given = randomize(Basic(inplace=False)).train(training)
+    fused = fuse(copy.deepcopy(given), images()).model
+    torch._dynamo.reset()
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    for ours, theirs in zip(step(compiled, images()), step(given, images()), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    if not training:
+        torch.testing.assert_close(torch.export.export(fused, (images(),)).module()(images()), given(images()))
+
+
+def test_inputs_of_other_sizes_and_kinds():
+    fused = fuse(Basic(), {"x": images()}).model
+    assert fused(images(2)).shape == (2, 4, 6, 6)
+    assert fused(torch.randn(1, 3, 9, 7)).shape == (1, 4, 9, 7)
+    assert fuse(Basic(), (images(),)).max_error < 1e-3
+
+
+def test_one_and_three_dimensions():
+    flat = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ELU(0.5))
+    assert outcomes(fuse(flat, torch.randn(5, 3))) == {"1": ("fused", "elu(alpha=0.5)")}
+    deep = nn.Sequential(
+        nn.Conv3d(1, 2, 2), nn.BatchNorm3d(2, affine=False, momentum=None), nn.Hardswish(), nn.Flatten()
+    )
+    assert outcomes(fuse(deep, torch.randn(3, 1, 4, 4, 4))) == {"1": ("fused", "hardswish")}
+    untracked = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Flatten(), nn.Tanh())
+    assert outcomes(fuse(untracked.eval(), torch.randn(5, 3))) == {"1": ("fused", "tanh")}
+
+
+def test_random_numbers_are_the_same_in_both():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 2, 1))
+    assert fuse(model, images()).max_error < 1e-3
