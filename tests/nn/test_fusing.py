@@ -141,6 +141,7 @@ def test_a_sum_alone_and_views_and_dropouts_that_drop_nothing():
         lambda norm, x, r: F.dropout(norm(x), 0.0) - r,
         lambda norm, x, r: norm(x).relu_().flatten(1)[:, ::2],
         lambda norm, x, r: torch.relu(norm(x).double() + r.double()).float(),
+        lambda norm, x, r: torch.relu(norm(x) + r.double()).float(),
         lambda norm, x, r: F.prelu(norm(x), torch.tensor(0.1)),
         lambda norm, x, r: norm(x).clamp(min=0),
         lambda norm, x, r: torch.where(norm(x) > 0, r, x),
@@ -169,6 +170,17 @@ def sum_in_place_then_read(norm, x, r):
     return torch.relu(y) + y
 
 
+def sum_by_a_method_in_place(norm, x, r):
+    y = norm(x)
+    y.add_(r)
+    return torch.relu(y)
+
+
+def dropped(norm, x, r):
+    torch.manual_seed(0)
+    return F.dropout(norm(x), 0.5).relu()
+
+
 def view_in_place_then_base(norm, x, r):
     y = norm(x)
     v = y.view(3, -1)
@@ -183,7 +195,16 @@ def two_sums(norm, x, r):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
-    "code", [read_before_and_after, in_place_then_read, sum_in_place_then_read, view_in_place_then_base, two_sums]
+    "code",
+    [
+        read_before_and_after,
+        in_place_then_read,
+        sum_in_place_then_read,
+        sum_by_a_method_in_place,
+        view_in_place_then_base,
+        two_sums,
+        dropped,
+    ],
 )
 def test_several_readers_get_what_they_would_and_the_statistics_move_once(code, training):
     agree(code, training)

@@ -270,6 +270,7 @@ REFUSED = {
     "no activation": (lambda n, x: n(x).mean(1), "followed by aten.mean"),
     "an activation without a kernel": (lambda n, x: F.mish(n(x)), "followed by aten.mish"),
     "the end": (lambda n, x: n(x), "its output leaves the model"),
+    "a sum at the end": (lambda n, x: n(x) + x, "its output leaves the model"),
     "a broadcast": (lambda n, x: torch.relu(n(x) + x[:1]), "the sum after it broadcasts (1, 3, 6, 6) and (4, 3, 6, 6)"),
     "alpha": (lambda n, x: torch.relu(torch.add(n(x), x, alpha=2)), "the sum after it has a factor alpha"),
     "dtypes": (

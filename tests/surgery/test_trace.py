@@ -93,6 +93,21 @@ def test_this_librarys_layers_are_one_call():
     ]
 
 
+def test_a_module_that_is_called_twice_is_two_calls():
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.norm(x))
+
+    assert lines(trace(Twice(), x())) == [
+        "input > norm (BatchNorm1d) > norm (BatchNorm1d)",
+        "norm (BatchNorm1d) > norm (BatchNorm1d) > -!",
+    ]
+
+
 class Sizes(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -17,11 +17,7 @@ __all__ = ["NormCall", "modified", "version", "watch"]
 class _Layer(Protocol):
     training: bool
     running_mean: Tensor | None
-
-    @property
-    def weight(self) -> Tensor | None: ...
-    @property
-    def bias(self) -> Tensor | None: ...
+    _parameters: dict[str, torch.nn.Parameter | None]
 
     def _compute(self, call: NormCall, residual: Tensor | None, activation: Activation, moves: bool) -> Tensor:
         """``activation(norm(call.input) + residual)``; whether the running buffers move."""
@@ -49,12 +45,12 @@ class NormCall:
 
     def differentiable(self) -> bool:
         """Whether the output has a gradient."""
-        weight, bias = self.layer.weight, self.layer.bias
-        return self.grad and (
-            self.input.requires_grad
-            or (weight is not None and weight.requires_grad)
-            or (bias is not None and bias.requires_grad)
-        )
+        if not self.grad:
+            return False
+        if self.input.requires_grad:
+            return True
+        parameters = self.layer._parameters.values()
+        return any(each is not None and each.requires_grad for each in parameters)
 
     def same_mode(self) -> bool:
         """Whether gradients are recorded now as they were when the layer was called."""
