@@ -17,6 +17,14 @@ SHOWS = {
         "padding comes out as 0: True",
         "longer padding changes nothing: True",
     ],
+    "fuse_lean_fold": [
+        "7 fused; largest relative difference on the example: ",
+        "the optimizer still has the model's parameters: True",
+        "lean keeps less than 0.7 of it: True",
+        "7 folded; largest relative difference on the example: ",
+        "norms left to serve: 0",
+        "the same outputs: True",
+    ],
     "standardize_tabular": [
         "standard deviations 1: True",
         "the same from one batch as from four: True",

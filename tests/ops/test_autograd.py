@@ -1,5 +1,6 @@
 """How a call finds its kernels, and what they may leave to autograd: by kernels that write down what they are asked."""
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import batchnorm
 from batchnorm.errors import BatchNormError, DtypeError, ShapeError, TooFewValuesError
 from batchnorm.functional import batch_norm
-from batchnorm.ops import autograd, eager
+from batchnorm.ops import autograd, eager, recorded
 
 X = torch.randn(6, 3, 5)
 
@@ -50,10 +51,16 @@ class Kernels(ModuleType):
         return eager.backward(grad_output, input, *layer, bits, count, eps, activation, wanted)
 
 
+def choose(monkeypatch: pytest.MonkeyPatch, kernels: Callable[..., ModuleType]) -> None:
+    """Have every road ask ``kernels`` who serves."""
+    for road in (autograd, recorded):
+        monkeypatch.setattr(road, "kernels", kernels)
+
+
 @pytest.fixture(params=[False, True], ids=["checked", "checking"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kernels:
     double = Kernels(request.param)
-    monkeypatch.setattr(autograd, "kernels", lambda input, mask, evaluation=False: double)
+    choose(monkeypatch, lambda input, mask, evaluation=False: double)
     return double
 
 
@@ -99,7 +106,7 @@ def test_bits_are_read_by_who_wrote_them(
     inputs = leaves()
     both = []
     for chosen in (lambda *_: kernels, lambda *_: eager):
-        monkeypatch.setattr(autograd, "kernels", chosen)
+        choose(monkeypatch, chosen)
         output = batch_norm(inputs[0], None, None, *inputs[1:3], True, activation=name, residual=inputs[3])
         monkeypatch.undo()
         both.append(torch.autograd.grad(output.sin().sum(), inputs))

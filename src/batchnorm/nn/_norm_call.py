@@ -103,10 +103,12 @@ def watch() -> Iterator[list[tuple[object, bool, Activation]]]:
 
 
 def version(tensor: Tensor) -> int:
+    """How often it was modified in place; an inference tensor does not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def modified(what: str, layer: object) -> str:
+    """What is raised where something has changed since."""
     return (
         f"{what} of a {type(layer).__name__} was modified in place before the norm's output was used. "
         "Mend: keep this norm out of fuse(), or modify a copy."

@@ -1,0 +1,201 @@
+"""What outputs are computed again from: never from what was modified, or is another tensor at an old address."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from batchnorm.functional import batch_norm
+from batchnorm.memory import lean
+from batchnorm.ops import autograd, eager
+from memory.lean_tools import CONV, Counting, is_alive, norm
+
+
+@pytest.mark.parametrize("what", ["input", "residual", "mask", "weight", "bias"])
+def test_what_it_is_computed_from_must_not_have_been_modified(what: str, x: Tensor) -> None:
+    layer = norm(activation="relu")
+    mask = torch.ones(4, 6, 5, dtype=torch.bool)
+    with lean(report=True) as report:
+        h, added = x.sin(), x.cos()
+        kept = added.square()
+        loss = CONV(layer(h, added, mask)).sum()
+    assert report is not None
+    assert report.recipes == 1
+    del kept
+    tensors = {"input": h, "residual": added, "mask": mask, "weight": layer.weight, "bias": layer.bias}
+    version = tensors[what]._version
+    with torch.no_grad():
+        tensors[what].mul_(2) if what != "mask" else mask.logical_not_()
+    with pytest.raises(
+        RuntimeError,
+        match=rf"one of the variables needed for gradient computation has been modified by an inplace operation: .*"
+        rf" the {what} of a batch norm .* is at version {version + 1}; expected version {version} instead",
+    ):
+        loss.backward()
+
+
+def test_what_others_keep_must_not_have_been_modified(x: Tensor) -> None:
+    """With hooks in between, autograd itself does not check."""
+    messages = []
+    for is_lean in (True, False):
+        with lean() if is_lean else nullcontext():
+            y = x.exp()
+            loss = y.sum()
+        y.detach().mul_(2)
+        with pytest.raises(RuntimeError) as raised:
+            loss.backward()
+        messages.append(str(raised.value))
+    assert messages[0].replace("Backward0", "") == messages[1].replace("Backward0", "")
+
+
+def test_two_who_need_it_at_once_share_it(x: Tensor, monkeypatch: pytest.MonkeyPatch, no_collector: None) -> None:
+    kernel = Counting()
+    monkeypatch.setattr(autograd, "kernels", lambda *_: kernel)
+    with lean():
+        y = batch_norm(x, None, None, training=True, activation="relu")
+        loss = (y * y.flatten(2).unflatten(2, (6, 5))).sum() + CONV(y).sum()
+    del y
+    loss.backward(retain_graph=True)
+    assert len(kernel.made) == 2  # once for both factors, once for the convolution
+    assert not any(is_alive(made) for made in kernel.made)
+    first = x.grad
+    again = torch.autograd.grad(loss, x, create_graph=True)[0]
+    assert torch.equal(again, first)  # type: ignore[arg-type]
+
+
+def test_what_is_kept_anyway_is_not_computed_again(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Counting()
+    monkeypatch.setattr(autograd, "kernels", lambda *_: kernel)
+    with lean():
+        added = x.cos()
+        y = batch_norm(x.sin(), None, None, training=True, activation="relu", residual=added)
+        loss = CONV(y).sum()  # keeps y: nobody keeps the residual
+        loss = loss + added.square().sum() + y.square().sum()
+    loss.backward()
+    assert not kernel.made
+
+
+def test_a_residual_modified_before_others_keep_it_makes_no_recipe(x: Tensor) -> None:
+    """A derivative that is one bit does not need the residual, so that this is right without ``lean``."""
+    layer, gradients = norm(), []
+    for is_lean in (True, False):
+        with lean(report=True) if is_lean else nullcontext() as report:
+            added = x.cos()
+            y = layer(x.sin(), added)
+            added.mul_(2)
+            loss = added.square().sum() + CONV(y).square().sum()
+        gradients.append(torch.autograd.grad(loss, (x, CONV.weight)))
+        if report is not None:
+            assert report.reasons == {"nothing else keeps the residual": 1}
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_residual_modified_before_it_is_added_makes_no_recipe(x: Tensor) -> None:
+    """It is a norm's output no longer."""
+    layer, gradients = norm(), []
+    for is_lean in (True, False):
+        with lean(report=True) if is_lean else nullcontext() as report:
+            added = layer(x.cos()).mul_(2)
+            loss = CONV(layer(x.sin(), added)).square().sum()
+        gradients.append(torch.autograd.grad(loss, (x, CONV.weight)))
+        if report is not None:
+            assert report.reasons == {"nothing else keeps the residual": 1}
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_view_of_another_dtype_is_kept(x: Tensor) -> None:
+    layer, gradients = norm(), []
+    for is_lean in (True, False):
+        with lean() if is_lean else nullcontext():
+            pairs = torch.view_as_complex(layer(x[..., :2].contiguous().sin()))
+            loss = (pairs * pairs).abs().sum()
+        gradients.append(torch.autograd.grad(loss, x)[0])
+    torch.testing.assert_close(*gradients)
+
+
+def test_autocast_is_as_it_was_in_the_forward_pass(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Counting()
+    monkeypatch.setattr(autograd, "kernels", lambda *_: kernel)
+    for forward in (True, False):
+        kernel.autocast.clear()
+        with torch.autocast("cpu", torch.float16, enabled=forward), lean():
+            loss = batch_norm(x, None, None, training=True).square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not forward):
+            loss.backward()
+        assert len(kernel.autocast) == 1
+        assert kernel.autocast[0][0] == forward
+        assert not forward or kernel.autocast[0][1] == torch.float16
+
+
+def test_an_output_that_shares_its_memory_is_kept(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Counting()
+
+    def train(input: Tensor, *arguments: object) -> tuple[Tensor, ...]:
+        output, *found = eager.train(input, *arguments)  # type: ignore[arg-type]
+        return torch.cat([output, output])[len(output) :], *found
+
+    monkeypatch.setattr(kernel, "train", train)
+    monkeypatch.setattr(autograd, "kernels", lambda *_: kernel)
+    with lean(report=True) as report:
+        CONV(batch_norm(x, None, None, training=True)).sum().backward()
+    assert report is not None
+    assert report.recipes == 0
+
+
+def test_a_recomputation_moves_no_buffers(x: Tensor) -> None:
+    layer = norm()
+    with lean():
+        loss = CONV(layer(x)).sum()
+    before = [buffer.clone() for buffer in layer.buffers()]
+    loss.backward()
+    assert all(torch.equal(*pair) for pair in zip(before, layer.buffers(), strict=True))
+
+
+def test_the_forward_pass_s_statistics_are_used(x: Tensor) -> None:
+    """In evaluation a training step in between moves the running buffers."""
+    layer = norm().eval()
+    gradients = []
+    for is_lean in (True, False):
+        with lean() if is_lean else nullcontext():
+            loss = CONV(layer(x)).square().sum()
+        layer.running_mean.add_(1)
+        gradients.append(torch.autograd.grad(loss, (x, CONV.weight)))
+        layer.running_mean.sub_(1)
+    torch.testing.assert_close(*gradients)
+
+
+def _overwrite(memory: Any, values: Tensor) -> Tensor:
+    memory[:] = values.numpy()
+    return torch.from_numpy(memory)
+
+
+def test_an_address_that_comes_again_is_another_tensor(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is handed out anew within microseconds, to tensors of the same size above all."""
+    memory = np.empty(x.shape, dtype=np.float32)
+    kernel = Counting()
+
+    def train(*arguments: object) -> tuple[Tensor, ...]:
+        output, *found = eager.train(*arguments)  # type: ignore[arg-type]
+        return _overwrite(memory, output), *found
+
+    monkeypatch.setattr(kernel, "train", train)
+    monkeypatch.setattr(autograd, "kernels", lambda *_: kernel)
+    with lean(report=True) as report:
+        y = batch_norm(x, None, None, training=True)
+        first = CONV(y)
+        y_address = y.data_ptr()
+        del y
+        memory.fill(2.0)
+        t = torch.from_numpy(memory).requires_grad_()
+        second = CONV(t).sum()
+    assert t.data_ptr() == y_address
+    assert report is not None
+    assert report.recipes == 1
+    found = torch.autograd.grad(second, CONV.weight)[0]
+    assert torch.equal(found, torch.autograd.grad(CONV(t).sum(), CONV.weight)[0])
+    first.sum().backward()
