@@ -14,28 +14,16 @@ import time
 from pathlib import Path
 
 from batchnorm.bench.cases import all_cases, select
+from batchnorm.bench.contenders import BATCHNORM
+from batchnorm.bench.environment import Environment, refuse_a_mixture
 from batchnorm.bench.peers import PEERS, chosen
-from batchnorm.bench.row import Environment, Row, merged, read, write
+from batchnorm.bench.row import merged, read, write
 from batchnorm.bench.run import ROUNDS, measure_all
 from batchnorm.bench.summary import findings, wrong
 from batchnorm.errors import ArgumentError
 
 CSV = Path(__file__).with_suffix(".csv")
 FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "cpu.py"
-
-# Rows of one file can be compared with each other only where these are the same.
-SAME = ("processor", "instruction_set", "threads", "allocator", "backends", "batchnorm", "torch")
-
-
-def refuse_a_mixture(rows: list[Row], now: Environment) -> None:
-    """One file, one machine."""
-    for row in rows:
-        for name in SAME:
-            before, after = getattr(row.environment, name), getattr(now, name)
-            if before != after:
-                raise ArgumentError(
-                    f"the rows that are there have {name} {before!r}, and this is {after!r}.", "name another --csv."
-                )
 
 
 def draw(csv: Path) -> Path:
@@ -64,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows = read(options.csv) if options.csv.exists() else []
     if not options.draw:
         peers = chosen(options.peers or ["all"])
-        contenders = {"batchnorm", *(peer.name for peer in peers)}
-        refuse_a_mixture(rows, Environment.now(0.0))
+        contenders = {BATCHNORM, *(peer.name for peer in peers)}
+        refuse_a_mixture((row.environment for row in rows), Environment.now(0.0))
         there: dict[str, set[str]] = {}
         for row in rows:
             there.setdefault(row.case, set()).add(row.contender)

@@ -1,17 +1,23 @@
-import copy
+import contextlib
+import threading
+from collections import UserDict
 
 import pytest
 import torch
 from torch import nn
 
-import batchnorm
 from batchnorm.bench import model as measured
 from batchnorm.bench import shares as shares_module
-from batchnorm.bench.model import measure_model, prepare
+from batchnorm.bench.model import Model, measure_model, prepare
+from batchnorm.bench.model_gate import Gate
+from batchnorm.bench.norms import reasons
 from batchnorm.bench.peers import chosen
-from batchnorm.bench.replacement import replaced
 from batchnorm.bench.step import Step, load
-from batchnorm.errors import ArgumentError
+from batchnorm.errors import ArgumentError, SurgeryError
+from batchnorm.ops import cpu
+from batchnorm.surgery.fuse import fuse
+from batchnorm.surgery.proof import Errors
+from batchnorm.surgery.result import Outcome, Surgery
 from batchnorm.targets import TargetError
 
 TARGETS = """
@@ -93,18 +99,42 @@ def targets(tmp_path, monkeypatch):
     return "bench_targets"
 
 
+def measure(target, *peers, rounds=2):
+    """Rows by contender, and that of inference by "inference" before it."""
+    return by_name(measure_model(prepare(target) if isinstance(target, str) else target, chosen(peers), rounds))
+
+
+def by_name(rows):
+    names = [row.contender if row.mode == "model" else f"inference {row.contender}" for row in rows]
+    assert len(set(names)) == len(names)
+    return dict(zip(names, rows, strict=True))
+
+
 @pytest.mark.parametrize("name", ["pair", "with_loss", "Whole", "named", "namedtuples", "instance", "random"])
-def test_a_model_is_measured_as_given_and_with_our_layers(targets, name):
-    ours, given = measure_model(prepare(f"{targets}:{name}"), chosen([]), 2)
-    assert (ours.contender, given.contender) == ("batchnorm", "eager")
-    assert (ours.status, given.status) == ("timed", "timed"), ours.reason
-    assert ours.case == f"{targets}:{name}"
-    assert given.ratio == pytest.approx(given.microseconds / ours.microseconds)
-    assert ours.kept_bytes > 0
-    assert given.kept_bytes > 0
+def test_a_model_is_measured_as_given_fused_lean_and_folded(targets, name):
+    rows = measure(f"{targets}:{name}")
+    assert list(rows) == ["eager", "fuse", "lean", "inference eager", "inference fold"]
+    assert {row.status: row.reason for row in rows.values()} == {"timed": ""}
+    given, fused, lean, folded = (rows[each] for each in ("eager", "fuse", "lean", "inference fold"))
+    assert all(row.case == f"{targets}:{name}" for row in rows.values())
+    assert given.ratio == pytest.approx(given.microseconds / fused.microseconds)
+    assert lean.ratio == pytest.approx(lean.microseconds / fused.microseconds)
+    assert lean.speedup == pytest.approx(given.microseconds / lean.microseconds)
+    assert rows["inference eager"].ratio == pytest.approx(folded.speedup)
+    assert fused.norms == ("1 fused: relu | 1 replaced: its output leaves the model" if name in TRACED else fused.norms)
+    counts = (fused.norms_fused, fused.norms_replaced, fused.norms_folded, fused.norms_kept)
+    assert counts == (1, 1, 0, 0)
+    assert folded.norms_folded == 2
+    assert 0 < lean.kept_bytes < fused.kept_bytes <= given.kept_bytes
+    assert lean.norms.startswith("1 recomputed") or lean.norms.startswith("2 recomputed")
+    assert fused.max_error_float64 < 1e-9
+    assert lean.max_error == (0 if cpu.available else pytest.approx(0, abs=1e-6))
     assert 0 < given.norm_share < 1
     assert 0 < given.activation_share < 1 - given.norm_share
-    assert ours.tolerance_share <= 1
+    assert max(fused.tolerance_share, lean.tolerance_share) <= 1
+
+
+TRACED = ("pair", "with_loss", "random")
 
 
 @pytest.mark.parametrize(
@@ -122,94 +152,204 @@ def test_a_model_is_measured_as_given_and_with_our_layers(targets, name):
 )
 def test_what_is_wrong_with_a_target_is_named(targets, name, message):
     with pytest.raises(TargetError, match=message.replace("(", r"\(")):
-        measure_model(prepare(f"{targets}:{name}"), chosen([]), 2)
+        measure(f"{targets}:{name}")
 
 
-def test_a_model_without_a_torch_norm_is_refused(targets):
-    with pytest.raises(ArgumentError, match="has no torch"):
-        measure_model(prepare(f"{targets}:no_norm"), chosen([]), 2)
+def test_a_model_without_a_batch_norm_is_refused(targets):
+    with pytest.raises(ArgumentError, match="has no batch norm layer"):
+        prepare(f"{targets}:no_norm")
+
+
+def scaled(output, factor):
+    if isinstance(output, dict):
+        return {name: scaled(value, factor) for name, value in output.items()}
+    return output * factor if output.is_floating_point() else output
+
+
+def off_by(factor):
+    """``fuse``, if it gave a model whose output is off."""
+
+    def broken(module, inputs):
+        surgery = fuse(module, inputs)
+        surgery.model.register_forward_hook(lambda layer, given, output: scaled(output, factor))
+        return surgery
+
+    return broken
 
 
 @pytest.mark.parametrize("name", ["pair", "named", "namedtuples"])
 def test_what_runs_in_float64_is_held_to_a_fine_tolerance(targets, monkeypatch, name):
-    def broken(module):
-        copied, count = replaced(module)
-        copied.register_forward_hook(lambda layer, given, output: _scaled(output, 1.005))
-        return copied, count
-
-    # Beside torch alone, half a percent would pass.
-    monkeypatch.setattr(measured, "replaced", broken)
-    ours, _ = measure_model(prepare(f"{targets}:{name}"), chosen([]), 2)
-    assert ours.status == "wrong"
+    # Beside the model as given alone, half a percent would pass.
+    monkeypatch.setattr(measured, "fuse", off_by(1.005))
+    assert measure(f"{targets}:{name}")["fuse"].status == "wrong"
 
 
-def _scaled(output, factor):
-    if isinstance(output, dict):
-        return {name: _scaled(value, factor) for name, value in output.items()}
-    return output * factor if output.is_floating_point() else output
+def test_a_wrong_result_costs_fuse_its_time_and_lean_its_model(targets, monkeypatch):
+    monkeypatch.setattr(measured, "fuse", off_by(1.05))
+    rows = measure(f"{targets}:with_loss")
+    assert (rows["fuse"].status, rows["fuse"].microseconds) == ("wrong", None)
+    assert "relative error" in rows["fuse"].reason
+    assert (rows["lean"].status, rows["lean"].reason) == ("unavailable", "there is no fused model to train with it")
+    assert rows["eager"].status == "timed"
+    assert rows["eager"].ratio is None
+    assert rows["inference fold"].status == "timed"
 
 
-def test_a_wrong_gradient_costs_us_the_time(targets, monkeypatch):
-    def broken(module):
-        copied, count = replaced(module)
-        copied[1].register_forward_hook(lambda layer, given, output: output * 1.05)
-        return copied, count
+def test_a_recomputation_that_is_off_costs_lean_its_time(targets, monkeypatch):
+    @contextlib.contextmanager
+    def broken(report=False):
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: scaled(tensor, 1.05)):
+            yield
 
-    monkeypatch.setattr(measured, "replaced", broken)
-    ours, given = measure_model(prepare(f"{targets}:with_loss"), chosen([]), 2)
-    assert (ours.status, ours.microseconds) == ("wrong", None)
-    assert "relative error" in ours.reason
-    assert given.status == "timed"
-    assert given.ratio is None
+    monkeypatch.setattr(measured, "lean", broken)
+    rows = measure(f"{targets}:pair")
+    assert (rows["lean"].status, rows["lean"].microseconds) == ("wrong", None)
+    assert "(gradient): relative error" in rows["lean"].reason
+    assert rows["fuse"].status == "timed"
+
+
+@pytest.mark.parametrize("error", [SurgeryError("it differs.", "report it."), TypeError("a fault of ours")])
+def test_what_cannot_be_rewritten_says_why_and_the_others_go_on(targets, monkeypatch, error):
+    def refuse(*given):
+        raise error
+
+    reason = str(error) if isinstance(error, SurgeryError) else "TypeError: a fault of ours"
+    for tool, name in (("fuse", "fuse"), ("fold", "inference fold")):
+        with monkeypatch.context() as patch:
+            patch.setattr(measured, tool, refuse)
+            rows = measure(f"{targets}:pair")
+        assert (rows[name].status, rows[name].reason) == ("unavailable", reason)
+        others = {each for each, row in rows.items() if row.status == "timed"}
+        assert others == set(rows) - ({"fuse", "lean"} if tool == "fuse" else {name})
+
+
+class Locked(nn.Sequential):
+    """Cannot be copied."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
+        self.lock = threading.Lock()
+
+
+def test_a_model_that_cannot_be_copied_is_timed_as_given():
+    x = torch.randn(8, 3)
+    rows = measure(Model("locked", Step(Locked(), x), x))
+    assert rows.pop("eager").status == "timed"
+    reasons = {row.reason.partition(":")[0] for name, row in rows.items() if name != "lean"}
+    assert reasons == {"the model cannot be copied"}
+
+
+class Watched(nn.Module):
+    """Remembers how it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.calls = nn.BatchNorm1d(3), []
+
+    def forward(self, x):
+        self.calls.append((self.training, torch.is_grad_enabled()))
+        return self.norm(x)
+
+
+def test_inference_runs_in_evaluation_without_gradients_and_leaves_the_model_alone(monkeypatch):
+    x = torch.randn(8, 3)
+    given = Watched()
+
+    def keep(module, inputs):
+        return Surgery(module, [], [], Errors({"float32": 0.0}, None))
+
+    for tool in ("fuse", "fold"):
+        monkeypatch.setattr(measured, tool, keep)
+    copies = []
+    monkeypatch.setattr(measured, "copied", lambda module: copies.append(Watched()) or copies[-1])
+    rows = measure(Model("watched", Step(given, x), x))
+    assert rows["inference eager"].status == "timed"
+    assert given.training
+    assert set(copies[-1].calls) == {(False, False)}
+    assert {training for training, _ in given.calls} == {True}
+
+
+def test_the_example_is_what_is_rewritten_and_judged_and_the_inputs_are_what_is_timed(monkeypatch):
+    seen = []
+
+    def watched(module, inputs):
+        seen.append(len(inputs))
+        return fuse(module, inputs)
+
+    monkeypatch.setattr(measured, "fuse", watched)
+    module, x = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU()), torch.randn(64, 3)
+    sizes = set()
+    module[0].register_forward_hook(lambda layer, given, output: sizes.add(len(output)))
+    rows = measure(Model("net", Step(module, x), x[:8]))
+    assert {row.status for row in rows.values()} == {"timed"}
+    assert seen == [8]
+    assert sizes == {8, 64}
+    assert rows["eager"].kept_bytes > 64 * 4 * 4
 
 
 def test_a_peer_without_a_model_says_so(targets):
-    rows = measure_model(prepare(f"{targets}:pair"), chosen(["jax"]), 2)
-    assert (rows[2].contender, rows[2].status) == ("jax", "unavailable")
-    assert rows[2].reason == "jax is not measured on a model"
+    row = measure(f"{targets}:pair", "jax")["jax"]
+    assert (row.status, row.reason) == ("unavailable", "jax is not measured on a model")
 
 
 def test_a_compiler_that_is_not_there_is_named(targets, monkeypatch):
     monkeypatch.setattr(measured, "why_no_compiler", lambda: "no compiler here")
-    rows = measure_model(prepare(f"{targets}:pair"), chosen(["compile"]), 2)
-    assert (rows[2].status, rows[2].reason) == ("unavailable", "no compiler here")
+    row = measure(f"{targets}:pair", "compile")["compile"]
+    assert (row.status, row.reason) == ("unavailable", "no compiler here")
 
 
-def shared_and_odd():
-    class Own(nn.BatchNorm2d):
-        pass
+def test_what_is_compiled_passes_the_gate_too(targets, monkeypatch):
+    monkeypatch.setattr(measured, "why_no_compiler", lambda: "")
+    monkeypatch.setattr(torch, "compile", lambda module, **options: module)
+    assert measure(f"{targets}:pair", "compile")["compile"].status == "timed"
 
-    norm = nn.BatchNorm2d(3, eps=1e-3, momentum=None)
-    watched = nn.BatchNorm2d(3)
-    watched.register_forward_hook(lambda *given: None)
-    frozen = nn.BatchNorm2d(3, affine=False).eval()
-    return nn.Sequential(norm, nn.ReLU(), norm, Own(3), watched, nn.ModuleDict({"inner": frozen}))
+    def broken(module, **options):
+        module.register_forward_hook(lambda layer, given, output: output * 1.01)
+        return module
 
-
-def test_replacement_shares_parameters_copies_buffers_and_leaves_the_model_alone():
-    module = shared_and_odd()
-    before = copy.deepcopy(module.state_dict())
-    new, count = replaced(module)
-    assert count == 2
-    assert type(module[0]) is nn.BatchNorm2d
-    assert type(new[0]) is batchnorm.BatchNorm2d
-    assert new[0] is new[2]
-    assert new[0].weight is module[0].weight
-    assert new[0].running_mean is not module[0].running_mean
-    assert (new[0].eps, new[0].momentum, new[0].training) == (1e-3, None, True)
-    assert type(new[3]) is type(module[3])
-    assert type(new[4]) is nn.BatchNorm2d
-    inner = new[5]["inner"]
-    assert type(inner) is batchnorm.BatchNorm2d
-    assert (inner.affine, inner.weight, inner.training) == (False, None, False)
-    new[:5](torch.randn(4, 3, 2, 2))
-    after = module.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    monkeypatch.setattr(torch, "compile", broken)
+    rows = measure(f"{targets}:pair", "compile")
+    assert rows["compile"].status == "wrong"
+    assert rows["fuse"].status == "timed"
 
 
-def test_a_norm_that_is_the_model_is_replaced():
-    new, count = replaced(nn.BatchNorm1d(3))
-    assert (type(new), count) == (batchnorm.BatchNorm1d, 1)
+def test_reasons_are_grouped_whatever_layer_they_are_of():
+    outcomes = [
+        Outcome("a.0", "BatchNorm2d", "replaced", "its output is read by a.b.c (Conv2d) and aten.add in a.b"),
+        Outcome("a.1", "BatchNorm2d", "replaced", "its output is read by d.e (Conv2d) and aten.add in d"),
+        Outcome("a.2", "BatchNorm2d", "kept", "its output is added to another tensor in place"),
+    ]
+    assert reasons(Surgery(nn.Identity(), [], outcomes, Errors({}, None))) == [
+        "2 replaced: its output is read by Conv2d and aten.add",
+        "1 kept: its output is added to another tensor in place",
+    ]
+
+
+class Half(nn.Sequential):
+    """Computes in bfloat16, which neither its parameters nor its loss tell."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x)
+
+
+def test_a_model_under_autocast_is_judged_in_the_dtype_it_computes_in():
+    module, x = Half(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(64, 3)
+    step = Step(module, x)
+    assert step.forward().dtype is torch.float32
+    assert Gate(step).standard.dtype is torch.bfloat16
+    assert measure(Model("half", step, x))["fuse"].status == "timed"
+
+
+def test_inputs_in_a_mapping_of_another_kind_are_seen(targets, monkeypatch):
+    import bench_targets
+
+    monkeypatch.setattr(
+        bench_targets, "named", lambda: (bench_targets.Named(), UserDict(pixels=bench_targets.images(), scale=2.0))
+    )
+    step = load(f"{targets}:named")
+    assert type(step.inputs) is dict
+    assert step.forward().dim() == 0
 
 
 def test_a_step_takes_tensors_tuples_and_keywords_and_leaves_no_gradient(targets):

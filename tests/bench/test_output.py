@@ -71,11 +71,28 @@ def test_another_table_is_refused(tmp_path):
         read(tmp_path / "rows.csv")
 
 
+def test_a_file_from_before_a_column_was_added_is_read(tmp_path):
+    rows = beside(CASE, 2.0, kept_bytes=7)
+    write(rows, tmp_path / "rows.csv")
+    header, *lines = csv.reader(io.StringIO((tmp_path / "rows.csv").read_text()))
+    place = header.index("speedup")
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([*line[:place], *line[place + 1 :]] for line in [header, *lines])
+    assert read(tmp_path / "rows.csv") == rows
+    place = header.index("case")
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(line[place + 1 :] for line in [header, *lines])
+    with pytest.raises(ArgumentError, match="is no table"):
+        read(tmp_path / "rows.csv")
+
+
 def test_new_rows_take_the_place_of_old_ones():
     old, new = beside(CASE, 2.0), beside(CASE, 3.0)
     other = row(Case((2, 8)), "eager")
     found = merged([*old, other], new[1:])
     assert found == [old[0], new[1], other]
+    modes = [row(CASE, "eager", mode=mode) for mode in ("model", "model inference")]
+    assert merged(modes[:1], modes[1:]) == modes
 
 
 LAST = {"format": "channels-last"}
@@ -118,9 +135,11 @@ def test_without_rows_nothing_is_measured_and_no_target_is_met():
 
 def test_who_is_wrong_or_absent_is_in_no_finding():
     rows = [row(CASE, "batchnorm", status="wrong"), row(CASE, "eager", ratio=None)]
+    rows.append(row(CASE, "eager", mode="model inference", ratio=0.5, ratio_low=0.4, ratio_high=0.6))
     assert all(finding.value is None for finding in findings(rows))
     assert wrong(rows) == rows[:1]
-    assert wrong(rows, "eager") == []
+    assert wrong(rows, ["eager"]) == []
+    assert wrong([row(CASE, "fold", status="wrong")])
 
 
 def test_a_loss_within_noise_is_none():
@@ -164,12 +183,29 @@ def test_the_page_says_what_the_rows_say():
 
 
 def test_the_page_of_a_model():
-    model = {"mode": "model", "shape": ""}
-    rows = beside(CASE, 1.25, **model | {"case": "net:build"})
-    rows[1] = replace(rows[1], norm_share=0.2, activation_share=0.3)
+    model = {"case": "net:build", "mode": "model", "shape": ""}
+    rows = [
+        row(CASE, "eager", norm_share=0.2, activation_share=0.3, kept_bytes=100_000_000, **model),
+        row(
+            CASE,
+            "fuse",
+            speedup=1.25,
+            speedup_low=1.2,
+            speedup_high=1.3,
+            norms="3 fused: relu | 1 replaced: so",
+            max_error=2e-7,
+            **model,
+        ),
+        row(CASE, "lean", status="wrong", microseconds=None, reason="it is off", **model),
+        row(CASE, "fold", speedup=1.5, speedup_low=1.4, speedup_high=1.6, **model | {"mode": "model inference"}),
+    ]
     text = page(rows)
     assert "The training step of net:build" in text
     assert "Were the norms free, the step would be 1.25 times as fast; with activations and sums 2.00 times." in text
+    assert "2 cases timed; 1 of ours broke the tolerance: net:build." in text
+    for word in ("100.0 MB", "by fold", "3 fused: relu", "1 replaced: so", "it is off", "as given: 2.0e-07"):
+        assert word in text
+    assert "Every case" not in text
 
 
 def test_a_folder_gets_rows_and_page_and_a_file_the_rows(tmp_path):

@@ -3,14 +3,17 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from batchnorm.bench import model as measured
 from batchnorm.bench import run
 from batchnorm.bench.cases import Case, all_cases, usual_cases
 from batchnorm.bench.row import COLUMNS, read
+from batchnorm.cli import model_timings
 from batchnorm.cli.app import app
 from batchnorm.cli.timings import cells, header
 from batchnorm.errors import ArgumentError
@@ -86,7 +89,7 @@ def test_the_list_has_a_line_a_case_and_measures_nothing():
         (["--model", "x:y", "--cases", "all"], "leave out --cases and --list"),
         (["--model", "no_such_package:x"], "there is no module no_such_package"),
         (["--model", "math:pi"], "math:pi is a float, which cannot be called"),
-        (["--model", "torch.nn:Identity"], "torch.nn:Identity: the model has no torch.nn.BatchNorm1d"),
+        (["--model", "torch.nn:Identity"], "torch.nn:Identity: the model has no batch norm layer"),
         (["--out", "page.html"], "page.html is neither a .csv file nor a folder"),
         (["--rounds", "1"], "greater than or equal to 2"),
     ],
@@ -142,16 +145,70 @@ def test_a_model_is_measured(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "def net():\n"
-        "    return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8)), torch.randn(16, 3)\n"
+        "    layers = torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 2)\n"
+        "    return torch.nn.Sequential(*layers), torch.randn(16, 3)\n"
     )
     done = _run("--model", "mine:net", "--rounds", "2", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].split()[0] == "mine:net"
+    lines = done.stdout.splitlines()
+    assert lines[0] == "mine:net"
+    assert [line.split("  ")[0] for line in lines[2:6]] == ["training step", "eager", "fuse", "lean"]
+    assert [line.split("  ")[0] for line in lines[7:10]] == ["inference", "eager", "fold"]
+    times = r"  [\d.]+ [µm]s"
+    gain = r"  [\d.]+ \[[\d.]+ [\d.]+\] "
+    assert all(re.search(times, line) for line in (*lines[3:6], *lines[8:10]))
+    assert all(re.search(gain, line) for line in (*lines[4:6], lines[9]))
+    assert lines[11] == "fuse: 1 fused: relu"
+    assert re.fullmatch(r"fuse: largest relative difference from the model as given: \S+ in float64, .*", lines[12])
+    assert lines[13] == "lean: 1 recomputed"
+    assert "fold: 1 folded: into Linear" in lines
     assert "as given, " in done.stdout
     assert "of the step is norms" in done.stdout
-    assert {each.mode for each in read(tmp_path / "out" / "bench.csv")} == {"model"}
+    found = read(tmp_path / "out" / "bench.csv")
+    assert [(each.mode, each.contender) for each in found] == [
+        *(("model", name) for name in ("eager", "fuse", "lean")),
+        *(("model inference", name) for name in ("eager", "fold")),
+    ]
     assert "The training step of mine:net" in (tmp_path / "out" / "index.html").read_text("utf-8")
     assert done.stderr == ""
+
+
+OF_A_MODEL = {"case": "net:build", "shape": ""}
+
+
+def test_who_is_not_timed_in_a_model_says_why_and_reasons_are_a_line_each():
+    training, inference = ({**OF_A_MODEL, "mode": mode} for mode in ("model", "model inference"))
+    eager = row(Case((2, 8)), "eager", kept_bytes=1000, **training)
+    fused = row(Case((2, 8)), "fuse", norms="2 fused: relu | 1 kept: so", max_error=1e-7, kept_bytes=500, **training)
+    fused = replace(fused, speedup=1.5, speedup_low=1.4, speedup_high=1.6, max_error_float64=2e-16)
+    lean = row(Case((2, 8)), "lean", ratio=1.04, ratio_low=1.0, ratio_high=1.1, max_error=0.0, **training)
+    wrong = row(Case((2, 8)), "compile", status="wrong", microseconds=None, reason="loss: off", **training)
+    folded = row(Case((2, 8)), "fold", status="unavailable", microseconds=None, reason="no", **inference)
+    assert model_timings.cells(eager, eager) == ("eager", "100 µs", "", "1.0 kB", "", "–")
+    assert model_timings.cells(fused, eager) == ("fuse", "100 µs", "1.50 [1.40 1.60]", "0.5 kB", "0.50", "–")
+    assert model_timings.cells(wrong, eager) == ("compile", "wrong", "", "–", "", "–")
+    assert model_timings.cells(folded, None) == ("fold", "–", "", "", "", "–")
+    assert list(model_timings.remarks([eager, fused, lean, wrong, folded])) == [
+        "fuse: 2 fused: relu",
+        "fuse: 1 kept: so",
+        "fuse: largest relative difference from the model as given: 2.0e-16 in float64, 1.0e-07 in its own dtype",
+        "lean: largest relative difference from the gradients of fuse: 0",
+        "lean: 1.04 [1.00 1.10] times the time of fuse",
+        "compile is wrong, and not timed: loss: off",
+        "fold (inference): no",
+    ]
+
+
+def test_a_wrong_model_fails(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "wrong_net.py").write_text(
+        "import torch\ndef net():\n    return torch.nn.Sequential(torch.nn.BatchNorm1d(3)), torch.randn(16, 3)\n"
+    )
+    off = row(Case((2, 8)), "fuse", status="wrong", microseconds=None, reason="loss: off", **OF_A_MODEL, mode="model")
+    monkeypatch.setattr(measured, "measure_model", lambda *given: [off])
+    done = CliRunner().invoke(app, ["bench", "--model", "wrong_net:net"])
+    assert done.exit_code == 1
+    assert "fuse is wrong, and not timed: loss: off" in done.stdout
 
 
 def test_missing_tools_are_named_with_the_mend(monkeypatch, tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["BATCHNORM", "COMPILE", "EAGER", "JAX", "spoken_name"]
+__all__ = ["BATCHNORM", "COMPILE", "EAGER", "FOLD", "FUSE", "JAX", "LEAN", "OURS", "spoken_name"]
 
 BATCHNORM, EAGER, COMPILE, JAX = "batchnorm", "eager", "compile", "jax"
+#: What this library makes of a user's model; the last of them for inference.
+FUSE, LEAN, FOLD = "fuse", "lean", "fold"
+OURS = (BATCHNORM, FUSE, LEAN, FOLD)
 
 _SPOKEN = {EAGER: "eager torch", COMPILE: "torch.compile", JAX: "JAX"}
 

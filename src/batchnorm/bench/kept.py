@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..memory import Storages
+
 __all__ = ["bytes_kept"]
 
 
@@ -18,7 +20,7 @@ def bytes_kept(forward: Callable[[], object], excluded: Iterable[Tensor] = ()) -
     to after the layer before it has let it go.
 
     Args:
-        forward: Runs the forward pass and returns what holds the graph.
+        forward: Runs the forward pass.
         excluded: Tensors that are there anyway, such as parameters and buffers.
 
     Example:
@@ -26,21 +28,15 @@ def bytes_kept(forward: Callable[[], object], excluded: Iterable[Tensor] = ()) -
         >>> bytes_kept(lambda: x.exp())  # keeps its output: 32 numbers of 4 bytes
         128
     """
-    kept: dict[int, int] = {}
+    kept = Storages(excluded)
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept.add(tensor)
         return tensor
 
     def unpack(value: Any) -> Any:
         return value
 
-    # Held until the count is done: an address that was let go could come again.
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        output = forward()
-    for tensor in excluded:
-        kept.pop(tensor.untyped_storage().data_ptr(), None)
-    total = sum(kept.values())
-    del output
-    return total
+        forward()
+    return kept.bytes

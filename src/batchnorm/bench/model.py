@@ -1,33 +1,40 @@
-"""A user's own training step: as given, with its torch norms replaced by ours, and compiled."""
+"""A user's own model: its training step as given, fused, lean and compiled; its inference as given and folded."""
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm  # what torch itself tells a batch norm by
 
 from ..errors import ArgumentError
+from ..memory import lean
+from ..nn import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from ..surgery.copying import copied
+from ..surgery.fold import fold
+from ..surgery.fuse import fuse
+from ..surgery.proof import Results, distance
+from ..surgery.result import Surgery
 from ..targets import TargetError
-from .contenders import BATCHNORM, COMPILE, EAGER
+from .contenders import COMPILE, EAGER, FOLD, FUSE, LEAN
+from .environment import Environment
 from .faults import fault_seconds
 from .kept import bytes_kept
-from .peers import Peer
+from .model_gate import Gate
+from .norms import counts, reasons
+from .peers import Peer, Unavailable
 from .peers.compiled import why_no_compiler
-from .replacement import replaced
-from .row import UNAVAILABLE, WRONG, Environment, Row, with_times
+from .race import Race, Run, Wrong
+from .row import INFERENCE, MODEL, Row
 from .shares import shares
 from .step import Step, load, raised
-from .timing import interleave, repetitions
-from .tolerance import RESOLUTION
 
-__all__ = ["MODE", "Model", "measure_model", "prepare"]
+__all__ = ["Model", "measure_model", "prepare"]
 
-MODE = "model"
+_NORMS = (_BatchNorm, BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
 
 
 @dataclass(frozen=True)
@@ -37,37 +44,46 @@ class Model:
     Attributes:
         target: What names it.
         given: As it came.
-        ours: With our layers.
+        example: The inputs that it is rewritten for and judged on. They may be fewer than those of the step.
     """
 
     target: str
     given: Step
-    ours: Step
+    example: Any
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model."""
+        assert isinstance(self.given.module, torch.nn.Module)
+        return self.given.module
 
 
 def prepare(target: str) -> Model:
-    """Loads a training step, and replaces its torch norms in a copy: what can be refused unmeasured is refused here.
+    """Loads a training step: what can be refused unmeasured is refused here.
 
     Args:
         target: See :func:`load`.
 
     Raises:
         TargetError: See :func:`load`.
-        ArgumentError: There is no torch norm to replace.
+        ArgumentError: The model has no batch norm.
     """
     given = load(target)
-    assert isinstance(given.module, torch.nn.Module)
-    module, count = replaced(given.module)
-    if not count:
+    model = Model(target, given, given.inputs)
+    if not any(isinstance(layer, _NORMS) for layer in model.module.modules()):
         raise ArgumentError(
-            f"{target}: the model has no torch.nn.BatchNorm1d, 2d or 3d of that exact type.",
-            "there is nothing to replace; name another model.",
+            f"{target}: the model has no batch norm layer, torch's or ours.",
+            "there is nothing to fuse or to fold; name another model.",
         )
-    return Model(target, given, replace(given, module=module))
+    return model
 
 
 def measure_model(model: Model, peers: Sequence[Peer], rounds: int) -> list[Row]:
-    """Measures a user's training step: a row with our layers, one as given, one compiled where that is asked for.
+    """Measures a user's model: the rows of its training step, then those of its inference.
+
+    Training: as given; by :func:`batchnorm.fuse`; that with :func:`batchnorm.lean` around the forward pass; and
+    ``torch.compile`` of the model as given, where that is asked for. Inference: as given, and by
+    :func:`batchnorm.fold`. Who cannot take part, or gives wrong results, has a row that says why.
 
     Args:
         model: From :func:`prepare`.
@@ -77,140 +93,120 @@ def measure_model(model: Model, peers: Sequence[Peer], rounds: int) -> list[Row]
     Raises:
         TargetError: The step raises.
     """
-    target, given, ours = model.target, model.given, model.ours
     environment = Environment.now(fault_seconds())
     try:
-        verdict, share = _judge(given, ours)
+        model.given.step()
     except Exception as error:
-        raise TargetError(f"{target}: its step {raised(error)}") from error
-    steps = {BATCHNORM: ours, EAGER: given}
-    rows = {name: _row(target, name, environment) for name in (BATCHNORM, *(peer.name for peer in peers))}
-    rows[BATCHNORM] = replace(rows[BATCHNORM], tolerance_share=share)
-    if verdict:
-        rows[BATCHNORM] = replace(rows[BATCHNORM], status=WRONG, reason=verdict)
-        del steps[BATCHNORM]
-    if COMPILE in rows:
-        try:
-            steps[COMPILE] = _compiled(given)
-        except Exception as error:
-            first = (str(error).strip().splitlines() or [""])[0]
-            rows[COMPILE] = replace(rows[COMPILE], reason=first)
-        else:
-            wrong, share = _judge(given, steps[COMPILE])
-            rows[COMPILE] = replace(rows[COMPILE], tolerance_share=share)
-            if wrong:
-                rows[COMPILE] = replace(rows[COMPILE], status=WRONG, reason=wrong)
-                del steps[COMPILE]
-    norm, activation = shares(given.step)
-    rows[EAGER] = replace(rows[EAGER], norm_share=norm, activation_share=activation)
-    repeat = {name: repetitions(step.step) for name, step in steps.items()}
-    samples = interleave({name: step.step for name, step in steps.items()}, rounds, repeat=repeat)
-    for name, step in steps.items():
-        timed = with_times(rows[name], samples[name], samples.get(BATCHNORM), repeat[name])
-        rows[name] = replace(timed, kept_bytes=bytes_kept(step.forward, _state(step)))
-    return list(rows.values())
+        raise TargetError(f"{model.target}: its step {raised(error)}") from error
+    training = Race(model.target, MODEL, FUSE, environment)
+    _Training(model, training).enter(peers)
+    rows = training.timed(rounds)
+    inference = Race(model.target, INFERENCE, FOLD, environment)
+    _enter_inference(model, inference)
+    return rows + inference.timed(rounds)
 
 
-def _state(step: Step) -> list[Tensor]:
-    assert isinstance(step.module, torch.nn.Module)
-    return [*step.module.parameters(), *step.module.buffers()]
+class _Training:
+    """Makes the contenders of the training step."""
+
+    def __init__(self, model: Model, race: Race) -> None:
+        self.model, self.race, self.given = model, race, model.given
+        self.gate: Gate | None = None
+        self.fused: Surgery | None = None
+        self.found: dict[str, Results] = {}
+
+    def enter(self, peers: Sequence[Peer]) -> None:
+        self.race.enter(EAGER, self.as_given)
+        self.race.enter(FUSE, self.by_fuse)
+        self.race.enter(LEAN, self.by_lean)
+        for peer in peers:
+            if peer.name != EAGER:
+                self.race.enter(peer.name, self.by_compile if peer.name == COMPILE else _not_measured(peer))
+
+    def as_given(self) -> Run:
+        norm, activation = shares(self.given.step)
+        self.race.note(EAGER, norm_share=norm, activation_share=activation, kept_bytes=_kept(self.given))
+        return self.given.step
+
+    def by_fuse(self) -> Run:
+        self.fused = fuse(self.model.module, self.model.example)
+        self.race.note(FUSE, **_said_of(self.fused))
+        step = replace(self.given, module=self.fused.model)
+        self.judge(FUSE, replace(step, module=copied(self.fused.model)))
+        self.race.note(FUSE, kept_bytes=_kept(step))
+        return step.step
+
+    def by_lean(self) -> Run:
+        if self.fused is None or FUSE not in self.race.runs:
+            raise Unavailable("there is no fused model to train with it")
+        plain = replace(self.given, module=self.fused.model)
+        self.judge(LEAN, replace(plain, module=copied(self.fused.model), around=lean))
+        with lean(report=True) as report:
+            loss = plain.forward()
+        del loss
+        assert report is not None
+        # Hooks see nothing where others lie within them: what lean saves is taken off what is kept without it.
+        kept = _kept(plain) - (report.kept_bytes_without - report.kept_bytes)
+        told = [f"{report.recipes} recomputed", *(f"{times} kept: {why}" for why, times in report.reasons.items())]
+        off, _ = distance(self.found[LEAN], self.found[FUSE])
+        self.race.note(LEAN, kept_bytes=kept, norms=" | ".join(told), max_error=off)
+        return replace(plain, around=lean).step
+
+    def by_compile(self) -> Run:
+        if why_no_compiler():
+            raise Unavailable(why_no_compiler())
+        torch._dynamo.reset()
+        module: Any = torch.compile(copied(self.model.module), dynamic=False)
+        step = replace(self.given, module=module)
+        self.judge(COMPILE, step)
+        self.race.note(COMPILE, kept_bytes=_kept(step))
+        return step.step
+
+    def judge(self, name: str, step: Step) -> None:
+        """Runs a step, which moves, on the example; raises ``Wrong``."""
+        if self.gate is None:
+            self.gate = Gate(replace(self.given, inputs=self.model.example))
+        self.found[name] = self.gate.results(replace(step, inputs=self.model.example))
+        roundings = 0.0 if self.fused is None else self.fused.errors.by_dtype.get("float64", 0.0)
+        verdict = self.gate.judge(self.found[name], roundings)
+        self.race.note(name, tolerance_share=verdict.worst)
+        if not verdict.passed:
+            raise Wrong(verdict.reason)
 
 
-def _row(target: str, name: str, environment: Environment) -> Row:
-    return Row(
-        case=target,
-        networks="",
-        shape="",
-        format="",
-        dtype="",
-        mode=MODE,
-        activation="",
-        residual=False,
-        contender=name,
-        status=UNAVAILABLE,
-        reason="" if name in (BATCHNORM, EAGER) else f"{name} is not measured on a model",
-        environment=environment,
-    )
+def _not_measured(peer: Peer) -> Any:
+    def make() -> Run:
+        raise Unavailable(f"{peer.name} is not measured on a model")
+
+    return make
 
 
-def _compiled(given: Step) -> Step:
-    if why_no_compiler():
-        raise RuntimeError(why_no_compiler())
-    torch._dynamo.reset()
-    module: Any = torch.compile(given.module, dynamic=False)
-    step = replace(given, module=module)
-    step.step()
-    return step
+def _said_of(surgery: Surgery) -> dict[str, Any]:
+    """What a row says of a rewritten model."""
+    return {
+        **{f"norms_{action}": count for action, count in counts(surgery).items()},
+        "norms": " | ".join(reasons(surgery)),
+        "max_error": surgery.max_error,
+        "max_error_float64": surgery.errors.by_dtype.get("float64"),
+    }
 
 
-# How a step's results are judged, and nothing else of this file.
-
-_FARTHEST = 0.1  # a float64 run that differs by more from torch's is not of the same computation
-
-
-def _judge(given: Step, ours: Step) -> tuple[str, float]:
-    """Why the step with our layers is wrong (empty where it is right), and its error as a share of what is allowed.
-
-    Relative errors of the loss, and of all gradients and all running buffers as one vector each. An activation's
-    derivative jumps where rounding carries its input over the kink, and a model has many of them: the floor is the
-    square root of the resolution.
-    """
-    truth = _in_double(given)
-    theirs, mine = _results(given), _results(ours)
-    floor = _resolution(given) ** 0.5
-    if truth is None or any(_distance(a, b) > _FARTHEST for a, b in zip(theirs, truth, strict=True)):
-        # Nothing to compare both with: random masks that differ by dtype, operators without float64. Torch itself is
-        # then what is compared with, and how far it is off cannot be known.
-        truth, floor = theirs, RESOLUTION[torch.bfloat16] ** 0.5
-    worst, reason = 0.0, ""
-    for name, a, b, right in zip(("loss", "gradients", "running buffers"), mine, theirs, truth, strict=True):
-        measured, limit = _distance(a, right), 2 * _distance(b, right) + floor
-        share = float("inf") if math.isnan(measured) else measured / limit
-        if share > worst:
-            worst, reason = share, f"{name}: relative error {measured:.3g}, allowed {limit:.3g}"
-    return (reason if worst > 1 else ""), worst
-
-
-def _resolution(given: Step) -> float:
-    """One rounding in the coarsest dtype that the parameters have; float32 at the finest."""
-    return max(RESOLUTION[torch.float32], *(RESOLUTION.get(parameter.dtype, 0.0) for parameter in given.parameters()))
-
-
-def _results(step: Step) -> tuple[Tensor, ...]:
+def _kept(step: Step) -> int:
     module: Any = step.module
-    torch.manual_seed(0)
-    loss = step.forward()
-    loss.backward()
-    gradients = [parameter.grad for parameter in step.parameters() if parameter.grad is not None]
-    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    nothing = torch.zeros(1, dtype=torch.float64)  # a model may have no buffers, or no gradients
-    vectors = [
-        torch.cat([nothing, *(each.detach().flatten().double() for each in group)]) for group in (gradients, buffers)
-    ]
-    found = loss.detach().double(), *vectors
-    for parameter in step.parameters():
-        parameter.grad = None
-    return found
+    state: list[Tensor] = [*module.parameters(), *module.buffers()]
+    return bytes_kept(step.forward, state)
 
 
-def _in_double(given: Step) -> tuple[Tensor, ...] | None:
-    try:
-        module: Any = copy.deepcopy(given.module)
-        return _results(replace(given, module=module.double(), inputs=_doubled(given.inputs)))
-    except Exception:  # not every model runs in float64; the caller compares otherwise
-        return None
+def _enter_inference(model: Model, race: Race) -> None:
+    def ready(module: torch.nn.Module) -> Run:
+        run = torch.no_grad()(replace(model.given, module=module).output)
+        run()
+        return run
 
+    def by_fold() -> Run:
+        folded = fold(model.module, model.example)
+        race.note(FOLD, **_said_of(folded))
+        return ready(folded.model)
 
-def _doubled(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {name: _doubled(item) for name, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [_doubled(item) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)  # a namedtuple takes them apart
-    return value
-
-
-def _distance(found: Tensor, right: Tensor) -> float:
-    return float((found - right).norm()) / (float(right.norm()) or 1.0)
+    race.enter(EAGER, lambda: ready(copied(model.module).eval()))
+    race.enter(FOLD, by_fold)

@@ -9,9 +9,9 @@ import numpy as np
 from ..report import Block, Heading, Intervals, Section, Table, render
 from ..report.chart import Row as Mark
 from ..report.number import spoken
-from .contenders import BATCHNORM, EAGER, spoken_name
-from .model import MODE
-from .row import TIMED, Environment, Row
+from .contenders import BATCHNORM, EAGER, FOLD, FUSE, LEAN, OURS, spoken_name
+from .norms import difference
+from .row import INFERENCE, MODEL, TIMED, Environment, Row
 from .summary import findings, losses, memory, noise, side_by_side, wrong
 
 __all__ = ["page"]
@@ -23,7 +23,7 @@ _MODES = {
     "norm": "norm alone",
     "evaluation": "evaluation",
 }
-_OF_A_MODEL = {BATCHNORM: "with batchnorm's layers", EAGER: "as given"}
+_MADE = {EAGER: "as given", FUSE: "by fuse", LEAN: "by fuse, with lean", FOLD: "by fold"}
 _MOST_MARKS = 40  # cases in one chart; more are in the table alone
 
 _RATIO = "time of the other ÷ time of batchnorm (above 1: batchnorm is faster)"
@@ -39,9 +39,9 @@ def page(rows: Sequence[Row]) -> str:
         ModuleNotFoundError: If what the page is made with is not installed.
     """
     environment = rows[-1].environment
-    cases = [row for row in rows if row.mode != MODE]
+    cases = [row for row in rows if not row.of_a_model]
     sections = [Section("In a minute", "summary", blocks=tuple(_summary(rows)))]
-    sections += [_model(group) for group in _by_case([row for row in rows if row.mode == MODE])]
+    sections += [_model(group) for group in _by_case([row for row in rows if row.of_a_model])]
     for peer in dict.fromkeys(row.contender for row in cases if row.contender != BATCHNORM):
         blocks = tuple(_against(cases, peer))
         if blocks:
@@ -59,7 +59,7 @@ def page(rows: Sequence[Row]) -> str:
 
 def _summary(rows: Sequence[Row]) -> Iterator[Block]:
     failed = wrong(rows)
-    measured = sum(row.contender == BATCHNORM and row.status == TIMED for row in rows)
+    measured = len({(row.case, row.mode) for row in rows if row.contender in OURS and row.status == TIMED})
     yield f"{measured} case{'s' * (measured != 1)} timed; {len(failed)} of ours broke the tolerance" + (
         f": {', '.join(row.case for row in failed)}." if failed else "."
     )
@@ -156,25 +156,12 @@ def _microseconds(value: float | None) -> str:
 
 
 def _model(rows: Sequence[Row]) -> Section:
-    ours = next(row for row in rows if row.contender == BATCHNORM)
-    given = next(row for row in rows if row.contender == EAGER)
-    blocks: list[Block] = [
-        Table(
-            ("who", "a step", "other ÷ ours", "interval", "kept", "page faults"),
-            [
-                (
-                    _OF_A_MODEL.get(row.contender, spoken_name(row.contender)),
-                    _microseconds(row.microseconds) or row.reason,
-                    "" if row is ours or row.ratio is None else f"{row.ratio:.2f}",
-                    "" if row is ours or row.ratio is None else f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
-                    "" if row.kept_bytes is None else f"{row.kept_bytes / 1e6:.1f} MB",
-                    "" if row.fault_share is None else f"{100 * row.fault_share:.0f}%",
-                )
-                for row in rows
-            ],
-            title="The training step",
-        )
-    ]
+    training = [row for row in rows if row.mode == MODEL]
+    given = next(row for row in training if row.contender == EAGER)
+    blocks: list[Block] = [_of_a_model(training, "The training step")]
+    inference = [row for row in rows if row.mode == INFERENCE]
+    if inference:
+        blocks.append(_of_a_model(inference, "Inference: the forward pass in evaluation, without gradients"))
     if given.norm_share is not None and given.activation_share is not None:
         norm, act = given.norm_share, given.activation_share
         blocks.append(
@@ -182,7 +169,31 @@ def _model(rows: Sequence[Row]) -> Section:
             f"sums'. Were the norms free, the step would be {1 / (1 - norm):.2f} times as fast; with activations and "
             f"sums {1 / max(1 - norm - act, 1e-9):.2f} times."
         )
-    return Section(f"The training step of {ours.case}", "model", blocks=tuple(blocks))
+    done = [(row.contender, each) for row in rows for each in filter(None, row.norms.split(" | "))]
+    if done:
+        blocks.append(Table(("who", "norms, and why"), done, title="What became of the norms"))
+    blocks += [f"{row.contender}: {difference(row)}." for row in rows if difference(row)]
+    return Section(f"The training step of {given.case}", "model", blocks=tuple(blocks))
+
+
+def _of_a_model(rows: Sequence[Row], title: str) -> Table:
+    return Table(
+        ("who", "median", "eager ÷ it", "interval", "kept", "page faults"),
+        [
+            (
+                _MADE.get(row.contender, spoken_name(row.contender)),
+                _microseconds(row.microseconds) or row.reason,
+                "" if row.contender == EAGER or row.speedup is None else f"{row.speedup:.2f}",
+                ""
+                if row.contender == EAGER or row.speedup is None
+                else f"{row.speedup_low:.2f} to {row.speedup_high:.2f}",
+                "" if row.kept_bytes is None else f"{row.kept_bytes / 1e6:.1f} MB",
+                "" if row.fault_share is None else f"{100 * row.fault_share:.0f}%",
+            )
+            for row in rows
+        ],
+        title=title,
+    )
 
 
 def _environment(rows: Sequence[Row]) -> Iterator[Block]:

@@ -4,104 +4,24 @@ from __future__ import annotations
 
 import csv
 import io
-import platform
 import types
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime, timezone
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
-import numpy
-import torch
-
-from .. import __version__, backends
 from ..errors import ArgumentError
 from ..files import write_whole
-from ..machine import l2_bytes, processor
-from .faults import allocator, fault_share
+from .environment import Environment
+from .faults import fault_share
 from .timing import Samples, quantiles
 from .timing import ratio as ratio_of
 
-__all__ = ["Environment", "Row", "merged", "read", "table", "with_times", "write"]
+__all__ = ["INFERENCE", "MODEL", "Environment", "Row", "merged", "read", "table", "with_times", "write"]
 
 TIMED, WRONG, UNAVAILABLE = "timed", "wrong", "unavailable"
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What a row was measured on.
-
-    Attributes:
-        threads: torch's threads.
-        processor: The processor's model.
-        instruction_set: The widest that torch's kernels use here, such as ``AVX512``.
-        l2_bytes: Bytes of one core's L2 cache.
-        system: The operating system and the architecture.
-        allocator: What is known of the process's memory: a preloaded malloc, torch's huge pages.
-        fault_nanoseconds: What the fault of a small page added to a kernel of torch, measured in the same run.
-        backends: What serves this library's layers here: the kernels' names, and what the compiled ones say.
-        batchnorm: Version.
-        torch: Version.
-        numpy: Version.
-        python: Version.
-        jax: Version; empty where it is not installed.
-        date: When, UTC.
-    """
-
-    threads: int
-    processor: str
-    instruction_set: str
-    l2_bytes: int
-    system: str
-    allocator: str
-    fault_nanoseconds: float
-    backends: str
-    batchnorm: str
-    torch: str
-    numpy: str
-    python: str
-    jax: str
-    date: str
-
-    @classmethod
-    def now(cls, fault_seconds: float) -> Environment:
-        """Describes this process and machine.
-
-        Args:
-            fault_seconds: From :func:`batchnorm.bench.faults.fault_seconds`.
-        """
-        return cls(
-            threads=torch.get_num_threads(),
-            processor=processor(),
-            instruction_set=torch.backends.cpu.get_cpu_capability(),
-            l2_bytes=l2_bytes(),
-            system=f"{platform.system()} {platform.machine()}",
-            allocator=allocator(),
-            fault_nanoseconds=1e9 * fault_seconds,
-            backends=_backends(),
-            batchnorm=__version__,
-            torch=torch.__version__,
-            numpy=numpy.__version__,
-            python=platform.python_version(),
-            jax=_installed("jax"),
-            date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        )
-
-
-def _backends() -> str:
-    found = backends()
-    return f"{' '.join(each.name for each in found if each.available)} ({found[0].name}: {found[0].reason})"
-
-
-@cache
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+#: The modes of a user's own model: a training step; the forward pass in evaluation, without gradients.
+MODEL, INFERENCE = "model", "model inference"
 
 
 @dataclass(frozen=True)
@@ -114,17 +34,20 @@ class Row:
         shape: Of the input.
         format: ``contiguous`` or ``channels-last``.
         dtype: Of the input.
-        mode: See :class:`batchnorm.bench.cases.Case`; ``model`` for a user's training step.
+        mode: See :class:`batchnorm.bench.cases.Case`; ``model`` for a user's training step, ``model inference`` for
+            the same model in evaluation.
         activation: What follows the norm.
         residual: Whether a sum does.
-        contender: ``batchnorm``, or a peer.
+        contender: ``batchnorm``, or a peer. Of a model ``fuse``, ``lean`` (with which the fused one trains), ``fold``,
+            or a peer.
         status: ``timed``; ``wrong`` where a result broke the tolerance; ``unavailable``.
         reason: Why it is not timed.
         tolerance_share: The largest error, as a share of what the three-way tolerance allows.
         microseconds_20: 20% quantile of a step's time.
         microseconds: Median.
         microseconds_80: 80% quantile.
-        ratio: This contender's median by ours: above 1, ours is faster.
+        ratio: This contender's median by ours: above 1, ours is faster. Of a model, ours is ``fuse``, in inference
+            ``fold``.
         ratio_low: Lower end of its 95% interval.
         ratio_high: Upper end.
         rounds: Samples.
@@ -141,6 +64,16 @@ class Row:
         backend: Which of our kernels served; empty for a peer.
         norm_share: Share of a model's step that its norms take, as given.
         activation_share: The same of activations and sums.
+        speedup: Of a model: eager torch's median by this contender's; above 1, this one is faster.
+        speedup_low: Lower end of its 95% interval.
+        speedup_high: Upper end.
+        norms_fused: How many norms of a model are computed with what follows.
+        norms_replaced: How many are ours, and computed alone.
+        norms_folded: How many became part of a layer.
+        norms_kept: How many are as they were.
+        norms: With what, and why, with the number of norms before it: ``33 fused: relu | 4 replaced: …``.
+        max_error: The largest difference from the model as given, in its own dtype; of ``lean``, from ``fuse``.
+        max_error_float64: The same in float64, where the model runs in it.
         environment: What it was measured on.
     """
 
@@ -177,14 +110,29 @@ class Row:
     backend: str = ""
     norm_share: float | None = None
     activation_share: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    norms_fused: int | None = None
+    norms_replaced: int | None = None
+    norms_folded: int | None = None
+    norms_kept: int | None = None
+    norms: str = ""
+    max_error: float | None = None
+    max_error_float64: float | None = None
+
+    @property
+    def of_a_model(self) -> bool:
+        """Whether it is of a user's own model, and not of a case."""
+        return self.mode in (MODEL, INFERENCE)
 
     @property
     def operation(self) -> str:
         """The second part of the case's name, such as ``norm+add+relu``."""
-        return self.case.split("/")[1] if self.mode != "model" else "model"
+        return self.mode if self.of_a_model else self.case.split("/")[1]
 
 
-def with_times(row: Row, samples: Samples, ours: Samples | None, repetitions: int) -> Row:
+def with_times(row: Row, samples: Samples, ours: Samples | None, repetitions: int, eager: Samples | None = None) -> Row:
     """A row with what its samples say: it is timed now.
 
     Args:
@@ -192,9 +140,11 @@ def with_times(row: Row, samples: Samples, ours: Samples | None, repetitions: in
         samples: What it took.
         ours: What this library took in the same rounds; None where it was not timed, so that there is no ratio.
         repetitions: Steps a sample.
+        eager: What eager torch took, where the row is to say by how much this contender is faster.
     """
     spread = quantiles(samples.seconds)
     beside = None if ours is None else ratio_of(samples.seconds, ours.seconds)
+    gain = None if eager is None else ratio_of(eager.seconds, samples.seconds)
     return replace(
         row,
         status=TIMED,
@@ -204,6 +154,9 @@ def with_times(row: Row, samples: Samples, ours: Samples | None, repetitions: in
         ratio=None if beside is None else beside.estimate,
         ratio_low=None if beside is None else beside.low,
         ratio_high=None if beside is None else beside.high,
+        speedup=None if gain is None else gain.estimate,
+        speedup_low=None if gain is None else gain.low,
+        speedup_high=None if gain is None else gain.high,
         rounds=len(samples.seconds),
         repetitions=repetitions,
         faults=samples.spent.faults / samples.calls,
@@ -213,6 +166,8 @@ def with_times(row: Row, samples: Samples, ours: Samples | None, repetitions: in
 
 _ENVIRONMENT = [each.name for each in fields(Environment)]
 COLUMNS = [each.name for each in fields(Row) if each.name != "environment"] + _ENVIRONMENT
+# A file may lack what rows got since it was written.
+_NEEDED = {*_ENVIRONMENT, *(each.name for each in fields(Row) if each.default is MISSING and each.name in COLUMNS)}
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -245,7 +200,7 @@ def read(path: Path) -> list[Row]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
+        if not _NEEDED <= set(reader.fieldnames or ()) <= set(COLUMNS):
             raise ArgumentError(f"{path} is no table of this version's benchmarks.", "name another file.")
         return [_row(cells) for cells in reader]
 
@@ -269,6 +224,6 @@ def _value(hint: typing.Any, cell: str) -> object:
 
 
 def merged(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """The rows of both; where both measured a case with a contender, the new one."""
-    found = {(row.case, row.contender): row for row in (*old, *new)}
+    """The rows of both; where both measured a contender on a case, the new one."""
+    found = {(row.case, row.mode, row.contender): row for row in (*old, *new)}
     return list(found.values())

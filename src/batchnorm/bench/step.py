@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from ..surgery.example import arguments
 from ..targets import TargetError, resolve
 
 __all__ = ["Step", "load", "raised"]
@@ -26,21 +28,28 @@ class Step:
         inputs: What it is called with: a tensor, a tuple of arguments or a dict of keywords.
         loss: Called with the output, gives a scalar. Without one: the output, or its ``loss``, where that is a scalar;
             else the mean square of all floating point numbers in the output.
+        around: Makes the context that the forward pass runs in.
     """
 
     module: Callable[..., Any]
     inputs: Any = ()
     loss: Callable[[Any], Tensor] | None = None
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def forward(self) -> Tensor:
         """The scalar that is differentiated."""
-        if isinstance(self.inputs, Mapping):
-            output = self.module(**self.inputs)
-        elif isinstance(self.inputs, tuple | list):
-            output = self.module(*self.inputs)
-        else:
-            output = self.module(self.inputs)
-        return _mean_square(output) if self.loss is None else self.loss(output)
+        return self.loss_and_output()[0]
+
+    def loss_and_output(self) -> tuple[Tensor, Any]:
+        """That, and what the module gave."""
+        with self.around():
+            output = self.output()
+            return (_mean_square(output) if self.loss is None else self.loss(output)), output
+
+    def output(self) -> Any:
+        """What the module gives."""
+        positional, named = arguments(self.inputs)
+        return self.module(*positional, **named)
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Those that are trained."""
@@ -116,4 +125,8 @@ def load(target: str) -> Step:
         raise TargetError(f"{target} returned {what}.", _CONTRACT)
     if len(parts) == 3 and not callable(parts[2]):
         raise TargetError(f"{target}: the loss is a {type(parts[2]).__name__}, which cannot be called.", _CONTRACT)
-    return Step(*parts)
+    module = parts[0]
+    inputs = parts[1] if len(parts) > 1 else ()
+    loss = parts[2] if len(parts) > 2 else None
+    # Of another kind of mapping, what rewrites a model would not see the tensors.
+    return Step(module, dict(inputs) if isinstance(inputs, Mapping) else inputs, loss)

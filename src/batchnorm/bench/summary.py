@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .contenders import BATCHNORM, COMPILE, EAGER
+from .contenders import BATCHNORM, COMPILE, EAGER, OURS
 from .row import TIMED, WRONG, Row
 
 __all__ = ["Finding", "Memory", "findings", "losses", "memory", "noise", "side_by_side", "wrong"]
@@ -66,7 +66,7 @@ def findings(rows: Iterable[Row]) -> list[Finding]:
 
     A ratio is another's time by ours: 2 means that ours takes half the time.
     """
-    timed = [row for row in rows if row.status == TIMED and row.mode != "model"]
+    timed = [row for row in rows if row.status == TIMED and not row.of_a_model]
     eager = [row for row in timed if row.contender == EAGER and row.ratio is not None]
     compiled = [row for row in timed if row.contender == COMPILE and row.ratio is not None]
     ours = [row for row in timed if row.contender == BATCHNORM]
@@ -130,9 +130,9 @@ def noise(rows: Iterable[Row]) -> str:
     )
 
 
-def wrong(rows: Iterable[Row], contender: str = BATCHNORM) -> list[Row]:
-    """The rows of a contender whose results broke the tolerance."""
-    return [row for row in rows if row.contender == contender and row.status == WRONG]
+def wrong(rows: Iterable[Row], contenders: Collection[str] = OURS) -> list[Row]:
+    """The rows of these contenders whose results broke the tolerance."""
+    return [row for row in rows if row.contender in contenders and row.status == WRONG]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -29,8 +31,8 @@ def bench(
         str | None,
         typer.Option(
             metavar="TARGET",
-            help="Measure your own training step instead: package.module:callable, which returns (module, inputs) "
-            "or (module, inputs, loss).",
+            help="Measure your own model instead, as given, fused, lean and folded: package.module:callable, which "
+            "returns (module, inputs) or (module, inputs, loss).",
         ),
     ] = None,
     peers: Annotated[
@@ -59,6 +61,7 @@ def bench(
     from ..bench.run import measure_all  # noqa: PLC0415
     from ..bench.summary import wrong  # noqa: PLC0415
     from ..errors import BatchNormError  # noqa: PLC0415
+    from .model_timings import showing_model  # noqa: PLC0415
     from .timings import show_cases, showing  # noqa: PLC0415
 
     rows: list[Row] = []
@@ -73,13 +76,16 @@ def bench(
         if out is not None:
             check(out)
         if model is None:
-            names = [case.name for case in wanted]
             measured = (found for _, found in measure_all(wanted, beside, rounds))
+            showing_all: AbstractContextManager[Callable[[Sequence[Row]], None]] = showing(
+                [case.name for case in wanted], [peer.name for peer in beside]
+            )
         else:
-            names, mine = [model], prepare(model)
+            mine = prepare(model)
             measured = (measure_model(each, beside, rounds) for each in (mine,))
+            showing_all = showing_model(model)
         try:
-            with showing(names, [peer.name for peer in beside]) as show:
+            with showing_all as show:
                 for found in measured:
                     rows += found
                     show(found)

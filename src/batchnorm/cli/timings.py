@@ -15,7 +15,17 @@ from ..bench.row import TIMED, UNAVAILABLE, WRONG, Row
 from ..bench.summary import findings, memory, noise
 from .table import show_rows
 
-__all__ = ["Board", "cells", "header", "show_cases", "show_summary", "showing"]
+__all__ = [
+    "Board",
+    "bytes_cell",
+    "cells",
+    "header",
+    "share_cell",
+    "show_cases",
+    "show_summary",
+    "showing",
+    "time_cell",
+]
 
 
 def show_cases(cases: Iterable[Case]) -> None:
@@ -40,12 +50,17 @@ def cells(rows: Sequence[Row], peers: Sequence[str]) -> list[str]:
     """
     by_name = {row.contender: row for row in rows}
     ours, eager = by_name[BATCHNORM], by_name[EAGER]
-    line = [ours.case, _time(ours)]
+    line = [ours.case, time_cell(ours)]
     for peer in peers:
         row = by_name.get(peer)
-        line += ["", ""] if row is None else [_time(row), _ratio(row)]
+        line += ["", ""] if row is None else [time_cell(row), _ratio(row)]
     limit = "" if ours.times_limit is None else f"{ours.times_limit:.2f}"
-    return [*line, limit, f"{_bytes(ours.kept_bytes)}/{_bytes(eager.kept_bytes)}", f"{_share(ours)}/{_share(eager)}"]
+    return [
+        *line,
+        limit,
+        f"{bytes_cell(ours.kept_bytes)}/{bytes_cell(eager.kept_bytes)}",
+        f"{share_cell(ours)}/{share_cell(eager)}",
+    ]
 
 
 def show_summary(rows: Sequence[Row]) -> None:
@@ -64,7 +79,8 @@ def show_summary(rows: Sequence[Row]) -> None:
             print(f"\n{sentence}", flush=True)
 
 
-def _time(row: Row) -> str:
+def time_cell(row: Row) -> str:
+    """Its median; why there is none, in a word."""
     if row.microseconds is None:
         return "wrong" if row.status == WRONG else "–"
     if row.microseconds < 1000:
@@ -78,13 +94,15 @@ def _ratio(row: Row) -> str:
     return f"{row.ratio:.2f} [{row.ratio_low:.2f} {row.ratio_high:.2f}]"
 
 
-def _bytes(count: int | None) -> str:
+def bytes_cell(count: int | None) -> str:
+    """A number of bytes."""
     if count is None:
         return "–"
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB" if count else "0"
 
 
-def _share(row: Row) -> str:
+def share_cell(row: Row) -> str:
+    """What page faults took of its processor time."""
     return "–" if row.fault_share is None else f"{100 * row.fault_share:.0f}%"
 
 
