@@ -3,6 +3,7 @@
 from . import errors, functional, nn, ops
 from ._version import __version__
 from .activation import Activation
+from .memory import lean
 from .nn import (
     BatchNorm1d,
     BatchNorm2d,
@@ -20,7 +21,7 @@ from .nn import (
 )
 from .ops import backends
 from .optim import parameter_groups
-from .surgery import fuse
+from .surgery import fold, fuse
 
 __all__ = [
     "Activation",
@@ -40,8 +41,10 @@ __all__ = [
     "__version__",
     "backends",
     "errors",
+    "fold",
     "functional",
     "fuse",
+    "lean",
     "nn",
     "ops",
     "parameter_groups",

@@ -8,6 +8,7 @@ import typer
 
 from .._version import __version__
 from .bench import bench
+from .fold import fold
 from .study import study
 
 __all__ = ["app"]
@@ -39,3 +40,4 @@ def root(
 
 app.command()(study)
 app.command()(bench)
+app.command()(fold)

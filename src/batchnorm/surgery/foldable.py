@@ -1,0 +1,141 @@
+"""Which norms of a model may become part of a layer, before anybody looks for one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm as TorchNorm  # what torch itself tells a batch norm by
+
+from ..nn import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    BatchNormAct1d,
+    BatchNormAct2d,
+    BatchNormAct3d,
+    FusingBatchNorm1d,
+    FusingBatchNorm2d,
+    FusingBatchNorm3d,
+)
+from ..nn._base import Norm
+from .copying import copied
+from .example import call as run
+from .folding import computes_as, scale_and_shift
+from .neighbours import Kept, Neighbours, hooked, norm_input, overridden
+from .result import Outcome
+from .trace import Call, Graph, operator_name
+
+__all__ = ["ACTIVATED", "PLAIN", "call_counts", "functional", "is_norm", "is_plain", "only_call"]
+
+PLAIN: set[type[torch.nn.Module]] = {
+    torch.nn.BatchNorm1d,
+    torch.nn.BatchNorm2d,
+    torch.nn.BatchNorm3d,
+    torch.nn.SyncBatchNorm,
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    FusingBatchNorm1d,
+    FusingBatchNorm2d,
+    FusingBatchNorm3d,
+}
+ACTIVATED: set[type[torch.nn.Module]] = {BatchNormAct1d, BatchNormAct2d, BatchNormAct3d}
+
+
+def is_norm(module: torch.nn.Module) -> bool:
+    """Whether a module is a batch norm of torch's or ours, or of a class derived from one."""
+    return isinstance(module, TorchNorm | Norm)
+
+
+def is_plain(norm: torch.nn.Module) -> bool:
+    """Whether a module is a norm that folds, and nothing more."""
+    return computes_as(norm, PLAIN) is not None
+
+
+def only_call(norm: torch.nn.Module, path: str, around: Neighbours) -> Call:
+    """The call of a norm that a layer could compute as well.
+
+    Raises:
+        Kept: The norm is of no kind that folds, or called in a way that does not.
+    """
+    if computes_as(norm, PLAIN | ACTIVATED) is None:
+        raise Kept("its class may compute something else than the norm that it derives from")
+    if norm.running_mean is None or norm.running_var is None:
+        raise Kept("it has no running statistics and normalizes by the batch, in evaluation too")
+    if norm.training:
+        raise Kept("it stays in training mode when the model goes to evaluation")
+    if hooked(norm):
+        raise Kept("it has hooks, which would see other values")
+    if overridden(norm):
+        raise Kept("it has a method of its own, put on the object")
+    if not all(bool(each.isfinite().all()) for each in scale_and_shift(norm)):
+        raise Kept("its scale and shift are not finite")
+    calls = [call for call in around.graph.calls if call.module is norm]
+    if not calls:
+        raise Kept(_why_no_call(around.graph, path))
+    times = around.counts[norm]
+    if times > 1:
+        raise Kept(f"it is called {times} times")
+    if norm_input(calls[0]) is None or not _is_known(calls[0]):
+        raise Kept("it takes more than an input and another residual, such as a mask, or normalizes by the batch")
+    around.check_state(calls[0])
+    return calls[0]
+
+
+def _is_known(call: Call) -> bool:
+    """Whether a call is a norm, and of a ``BatchNormAct*`` also the activation and perhaps the sum before it."""
+    names = [operator_name(target) for target, _, _ in call.steps]
+    if names[0] != "aten.batch_norm" or len(call.gives) != 1:
+        return False
+    assert call.module is not None
+    if is_plain(call.module):
+        return len(names) == 1
+    others = [value for value in call.inputs if value is not norm_input(call)]
+    if not others:
+        return True
+    return names[1:2] == ["aten.add"] and len(others) == 1 and others[0] in call.steps[1][1]
+
+
+def _why_no_call(graph: Graph, path: str) -> str:
+    parts = path.split(".") if path else []
+    for depth in range(len(parts), -1, -1):
+        part = ".".join(parts[:depth])
+        if part in graph.uncertain:
+            where = "it" if part == path else (part or "the model")
+            return f"{where} does not trace: {graph.uncertain[part]}"
+    return "it is not called on the example"
+
+
+def call_counts(model: torch.nn.Module, graph: Graph, example_inputs: Any) -> Counter[torch.nn.Module]:
+    """How often each module without children is called.
+
+    Code that does not trace may call a module of a part that does; so where the graph is not the whole model, calls are
+    counted in one run of a copy.
+    """
+    traced = Counter(call.module for call in graph.calls if call.module is not None)
+    if not graph.uncertain:
+        return traced
+    twin, seen = copied(model), Counter[torch.nn.Module]()
+    originals = dict(model.named_modules())
+    for path, module in twin.named_modules():
+
+        def count(*_: Any, module: torch.nn.Module = originals[path]) -> None:
+            seen[module] += 1
+
+        module.register_forward_pre_hook(count)
+    with torch.random.fork_rng(), torch.no_grad():
+        run(twin, example_inputs)
+    return traced | seen
+
+
+def functional(graph: Graph) -> Iterable[Outcome]:
+    """The norms in a graph that are calls of a function, or of a module that is no batch norm."""
+    for call in graph.calls:
+        if call.module is not None and is_norm(call.module):
+            continue
+        for name in (operator_name(target) for target, _, _ in call.steps):
+            if "batch_norm" in name or name.startswith("batchnorm."):
+                yield Outcome(call.path, name, "kept", "it is called as a function, not as a layer")
