@@ -68,6 +68,24 @@ def test_two_who_need_it_at_once_share_it(x: Tensor, monkeypatch: pytest.MonkeyP
     assert torch.equal(again, first)  # type: ignore[arg-type]
 
 
+def test_a_chain_is_computed_once(x: Tensor, monkeypatch: pytest.MonkeyPatch, no_collector: None) -> None:
+    """Not each member anew for every output further up: 5 and not 1 + 2 + 3 + 4 + 5."""
+    kernel = Counting()
+    monkeypatch.setattr(autograd, "kernels", lambda *_: kernel)
+    with lean(report=True) as report:
+        y = batch_norm(x.sin(), None, None, training=True, activation="relu")
+        for _ in range(4):
+            y = batch_norm(CONV(y), None, None, training=True, activation="relu", residual=y)
+        loss = CONV(y).sum()
+    del y
+    assert report is not None
+    assert report.recipes == 5
+    for times in (1, 2):
+        loss.backward(retain_graph=True)
+        assert len(kernel.made) == 5 * times
+        assert not any(is_alive(made) for made in kernel.made)
+
+
 def test_what_is_kept_anyway_is_not_computed_again(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Counting()
     monkeypatch.setattr(autograd, "kernels", lambda *_: kernel)

@@ -100,9 +100,10 @@ class Recipe:
 
     Attributes:
         depth: How many recipes stand behind this one, one needing the next.
+        packed: Whether autograd has it in the place of a tensor; else it is there for other recipes alone.
     """
 
-    __slots__ = ("__weakref__", "_layer", "_made", "depth", "device", "dtype", "size", "stride")
+    __slots__ = ("__weakref__", "_held", "_layer", "_made", "depth", "device", "dtype", "packed", "size", "stride")
 
     def __init__(
         self,
@@ -127,10 +128,21 @@ class Recipe:
         self._layer = (kernel, input, mean, var, weight, bias, residual, mask, eps, activation, autocast)
         behind = (part.source for part in (input, residual) if part is not None)
         self.depth: int = max((recipe.depth + 1 for recipe in behind if isinstance(recipe, Recipe)), default=0)
+        self.packed = False
         self._made: StorageWeakRef | None = None
+        self._held: Tensor | None = None
 
     def value(self, role: str = "") -> Tensor:
-        """The output, computed again unless somebody still holds it since the last time."""
+        """The output, computed again unless somebody still holds it since the last time.
+
+        Asked for by another recipe (``role``), it is held until autograd asks for it itself, which it will do soon: so
+        a chain of recipes is computed once, from its end to its beginning, and not anew for each of its members.
+        """
+        output = self._value()
+        self._held = output if role and self.packed else None
+        return output
+
+    def _value(self) -> Tensor:
         # By its memory: autograd wraps what it is handed in a tensor of its own, and drops this one. There is no public
         # name for it; torch.multiprocessing shares tensors by the same two.
         storage = None if self._made is None else torch.UntypedStorage._new_with_weak_ptr(self._made.cdata)

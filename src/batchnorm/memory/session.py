@@ -187,7 +187,7 @@ class Session:
         storage = self._storage(tensor)
         found = self._instead(tensor, storage)
         if isinstance(found, Recipe):
-            storage.recipe = weakref.ref(found)
+            storage.recipe, found.packed = weakref.ref(found), True
             packed: Kept | Part = Part(found, *geometry(tensor))
         else:
             packed = Kept(tensor)
