@@ -16,7 +16,7 @@ from batchnorm.surgery.copying import copied
 from batchnorm.surgery.fold import fold
 from batchnorm.surgery.fuse import fuse
 from batchnorm.surgery.result import Surgery
-from surgery.filled import filled
+from surgery.filled import calibrated
 from surgery.models import NETWORKS
 
 RESNET, MOBILENET, DENSENET, REGNET, EFFICIENTNET, LEVIT, UNET, SEGRESNET, CREPE, SEQUENTIAL = NETWORKS
@@ -181,7 +181,8 @@ def test_lean(name):
 @every_network
 def test_fold(name):
     model, x = network(name)
-    model = filled(copied(model)) if name != CREPE else copied(model)
+    batches = x, NETWORKS[name].inputs(8, NETWORKS[name].small_size)
+    model = calibrated(copied(model), *batches) if name != CREPE else copied(model)
     done = fold(model, x)
     folded, why = FOLDED[name]
     assert counts(done) == {

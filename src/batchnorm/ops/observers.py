@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -49,21 +49,8 @@ class Observer(Protocol):
 observers: dict[int, Observer] = {}
 
 
-def tell(
-    output: Tensor,
-    recorded: bool,
-    kernel: ModuleType,
-    input: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    eps: float,
-    activation: Activation,
-) -> None:
+def tell(output: Tensor, recorded: bool, *layer: Any) -> None:
     """Tell this thread's observer, if it has one; see :class:`Observer`."""
     observer = observers.get(threading.get_ident())
     if observer is not None and (recorded or torch.is_grad_enabled()):
-        observer(output, recorded, kernel, input, mean, var, weight, bias, residual, mask, eps, activation)
+        observer(output, recorded, *layer)
