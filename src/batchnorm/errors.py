@@ -14,6 +14,7 @@ __all__ = [
     "ArgumentError",
     "BatchNormError",
     "DeviceError",
+    "DifferentResultError",
     "DtypeError",
     "NotFittedError",
     "ShapeError",
@@ -80,6 +81,10 @@ class NotFittedError(BatchNormError, RuntimeError):
 
 class SurgeryError(BatchNormError, RuntimeError):
     """A model cannot be rewritten, or would compute something else; the model given is as it was."""
+
+
+class DifferentResultError(SurgeryError):
+    """A rewritten model computes something else than the model given."""
 
 
 def _rebuild(kind: type[BatchNormError], args: tuple[object, ...], state: dict[str, object]) -> BatchNormError:

@@ -13,7 +13,8 @@ from batchnorm.bench.model_gate import Gate
 from batchnorm.bench.norms import reasons
 from batchnorm.bench.peers import chosen
 from batchnorm.bench.step import Step, load
-from batchnorm.errors import ArgumentError, SurgeryError
+from batchnorm.bench.summary import wrong
+from batchnorm.errors import ArgumentError, DifferentResultError, SurgeryError
 from batchnorm.ops import cpu
 from batchnorm.surgery.fuse import fuse
 from batchnorm.surgery.proof import Errors
@@ -206,6 +207,18 @@ def test_a_recomputation_that_is_off_costs_lean_its_time(targets, monkeypatch):
     assert (rows["lean"].status, rows["lean"].microseconds) == ("wrong", None)
     assert "(gradient): relative error" in rows["lean"].reason
     assert rows["fuse"].status == "timed"
+
+
+def test_a_rewrite_that_computes_something_else_is_wrong(monkeypatch, targets):
+    def refuse(*given):
+        raise DifferentResultError("it differs.", "report it.")
+
+    for tool in ("fuse", "fold"):
+        monkeypatch.setattr(measured, tool, refuse)
+    rows = measure(f"{targets}:pair")
+    for name in ("fuse", "inference fold"):
+        assert (rows[name].status, rows[name].reason) == ("wrong", "it differs. Mend: report it.")
+    assert len(wrong(rows.values())) == 2
 
 
 @pytest.mark.parametrize("error", [SurgeryError("it differs.", "report it."), TypeError("a fault of ours")])

@@ -120,9 +120,7 @@ def test_a_sum_alone_and_views_and_dropouts_that_drop_nothing():
     agree(lambda norm, x, r: torch.relu(F.dropout(norm(x) + r, 0.0)), True, [(True, relu)])
     agree(lambda norm, x, r: torch.relu(F.dropout2d(norm(x), 0.5, training=False)), True, [(False, relu)])
     agree(lambda norm, x, r: torch.relu(norm(x).flatten(1).view(3, 2, 50)), True, [(False, relu)])
-    agree(
-        lambda norm, x, r: torch.relu(norm(x).permute(0, 2, 3, 1).reshape_as(torch.empty(75, 4))), True, [(False, relu)]
-    )
+    agree(lambda norm, x, r: torch.relu(norm(x).permute(0, 2, 3, 1).unflatten(0, (3, 1))), True, [(False, relu)])
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -274,10 +272,139 @@ def test_what_was_modified_in_place_is_not_computed_from():
     r.add_(1)
     with pytest.raises(RuntimeError, match="other side of the sum"):
         torch.relu(y)
-    y = fusing.eval()(data())
-    fusing.running_mean.add_(1)
-    with pytest.raises(RuntimeError, match="the running statistics"):
-        torch.relu(y)
+    state = {name: getattr(fusing, name) for name in ("weight", "bias", "running_mean", "running_var")}
+    names = ("the weight", "the bias", "the running mean", "the running variance")
+    for name, (key, tensor) in zip(names, state.items(), strict=True):
+        for training in (True, False):
+            y = fusing.train(training)(data())
+            with torch.no_grad():
+                tensor.mul_(1.5)
+            if training and "running" in key:
+                torch.relu(y)  # what the batch is not normalised by may move
+            else:
+                with pytest.raises(RuntimeError, match=name):
+                    torch.relu(y)
+
+
+def test_what_was_modified_before_a_result_that_nobody_reads_is_told():
+    fusing, _ = layers()
+    x = data()
+    y = fusing(x)
+    x.zero_()
+    with pytest.warns(UserWarning, match="the input of a FusingBatchNorm2d was modified .* have not moved"):
+        del y
+    assert int(fusing.num_batches_tracked) == 0
+
+
+def test_what_the_layer_had_when_it_was_called_is_what_it_is_computed_from():
+    fusing, plain = layers()
+    other = {"weight": torch.full((4,), 3.0, requires_grad=True), "bias": torch.zeros(4)}
+    for layer in (fusing, plain):
+        torch.relu(torch.func.functional_call(layer, other, (data(),))).sum().backward()
+    assert fusing.weight.grad is None
+    ours, other["weight"].grad = other["weight"].grad, None
+    torch.relu(torch.func.functional_call(plain, other, (data(),))).sum().backward()
+    torch.testing.assert_close(ours, 2 * other["weight"].grad)
+
+
+def test_a_sum_that_waits_is_of_what_the_output_was():
+    def doubled(norm, x, r):
+        y = norm(x)
+        z = y + r
+        y.mul_(2)
+        return torch.relu(z) + y
+
+    def set_to_zero(norm, x, r):
+        y = norm(x)
+        z = y + r
+        y[0] = 0
+        return torch.relu(z) + y
+
+    for code in (doubled, set_to_zero):
+        agree(code)
+
+
+def test_copies_of_a_norms_output_are_no_views():
+    def transposed(norm, x, r):
+        y = norm(x)
+        copy = y.transpose(1, 2).flatten(1)
+        y += r
+        return torch.relu(copy)
+
+    def channels_last(norm, x, r):
+        y = norm(x.contiguous(memory_format=torch.channels_last))
+        copy = y.flatten(1)
+        y.relu_()
+        return copy * 2
+
+    for code in (transposed, channels_last, lambda norm, x, r: norm(x).view(torch.int32).float() * x.sum()):
+        agree(code)
+
+
+def test_in_inference_mode_nothing_waits():
+    fusing, plain = layers()
+    for layer in (fusing, plain):
+        layer.eval()
+    with torch.inference_mode():
+        found = []
+        for layer in (fusing, plain):
+            x, r = data() * 1, data(2) * 1
+            y, z = layer(x), layer(r) + r
+            x.add_(5), r.zero_()
+            found.append((torch.relu(y), torch.relu(z)))
+    torch.testing.assert_close(*found)
+
+
+def test_the_gradient_of_an_output_that_was_computed_with_what_follows_is_refused():
+    fusing, _ = layers()
+    y = fusing(data())
+    torch.relu(y)
+    with pytest.raises(RuntimeError, match="it gets no gradient"):
+        y.retain_grad()
+    with pytest.raises(RuntimeError, match="it gets no gradient"):
+        y.register_hook(print)
+    y = fusing(data())
+    y.retain_grad()
+    torch.relu(y).sum().backward()
+    assert y.grad is not None
+
+
+def test_metadata_in_place():
+    fusing, plain = layers()
+    for layer in (fusing, plain):
+        y = layer(data())
+        y.unsqueeze_(0)
+        assert (y.shape, torch.relu(y).shape) == ((1, 3, 4, 5, 5), (1, 3, 4, 5, 5))
+
+
+def test_the_running_statistics_are_those_after_the_last_call():
+    for look in (
+        lambda layer: layer.running_mean.clone(),
+        lambda layer: layer.state_dict()["running_var"].clone(),
+        lambda layer: copy.deepcopy(layer).running_mean,
+        lambda layer: layer.num_batches_tracked.clone(),
+    ):
+        found = []
+        for layer in layers():
+            y = layer(data())
+            found.append(look(layer))
+            torch.relu(y)
+            found.append(layer.running_mean.clone())
+        torch.testing.assert_close(found[0], found[2])
+        torch.testing.assert_close(found[1], found[3])
+
+
+def test_hooks_of_the_layer_get_what_they_would():
+    fusing, _ = layers()
+    seen = []
+    fusing.register_forward_hook(lambda module, inputs, output: seen.append(type(output)))
+    fusing.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0].shape))
+    torch.relu(fusing(data().requires_grad_())).sum().backward()
+    assert seen == [Tensor, (3, 4, 5, 5)]
+
+
+def test_torch_decides_what_an_activation_allows():
+    agree(lambda norm, x, r: F.hardtanh(norm(x), 1.0, 1.0) + r)
 
 
 class Double(torch.autograd.Function):
@@ -322,8 +449,6 @@ def test_grad_mode_is_that_of_the_call():
         z = y * 2
     assert not z.requires_grad
     assert (y * 2).requires_grad
-    with torch.inference_mode():
-        assert torch.relu(fusing(data())).is_inference()
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -5,14 +5,19 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import random
+import re
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import batchnorm
-from batchnorm.errors import SurgeryError
+from batchnorm.errors import DifferentResultError, SurgeryError
 from batchnorm.nn import _norm_call
 from batchnorm.surgery import fuse
 from surgery.fuse_tools import images, outcomes
@@ -174,7 +179,7 @@ def test_a_norm_that_was_computed_with_something_else_is_not_fused(monkeypatch):
         ("raises", "the rewritten model raises on the example inputs: ValueError: no"),
     ],
 )
-def test_what_would_compute_something_else_is_refused_and_nothing_is_lost(broken, message, monkeypatch):
+def test_what_would_compute_something_else_is_not_fused_and_nothing_is_lost(broken, message, monkeypatch):
     run = _norm_call.NormCall.run
     calls = []
 
@@ -195,11 +200,104 @@ def test_what_would_compute_something_else_is_refused_and_nothing_is_lost(broken
     state = copy.deepcopy(given.state_dict())
     with monkeypatch.context() as patch:
         patch.setattr(_norm_call.NormCall, "run", wrong)
-        with pytest.raises(SurgeryError, match=message):
-            fuse(given, images())
+        result = fuse(given, images())
+    whys = [why for action, why in outcomes(result).values() if action == "replaced" and "computed with" in why]
+    assert whys
+    assert all(re.search(message, why) for why in whys)
     for name, value in given.state_dict().items():
         assert torch.equal(value, state[name]), name
-    assert fuse(given, images()).max_error < 1e-3
+    torch.testing.assert_close(result.model(images()), copy.deepcopy(given)(images()))
+    assert {action for action, _ in outcomes(fuse(given, images())).values()} == {"fused", "replaced"}
+
+
+class Draws:
+    turns = 0
+
+    def __call__(self) -> float:
+        Draws.turns += 1
+        return 1.0 + Draws.turns  # something else every time
+
+
+def test_a_model_that_is_never_the_same_is_refused():
+    given = Basic()
+    given.drawn = Draws()
+    given.register_forward_hook(lambda module, inputs, output: output * module.drawn())
+    state = copy.deepcopy(given.state_dict())
+    with pytest.raises(DifferentResultError, match="of the rewritten model differs"):
+        fuse(given, images())
+    assert all(torch.equal(value, state[name]) for name, value in given.state_dict().items())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_around_a_norm(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block = nn.Conv2d(3, 3, 1), Basic(inplace=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.block, self.stem(x), use_reentrant=reentrant)
+
+    found = outcomes(fuse(Checkpointed(), images()))
+    assert {action for action, _ in found.values()} <= {"fused", "replaced"}
+
+
+def test_the_example_and_the_parameters_stay_as_they_are():
+    class Momentum(nn.Module):
+        """Moves its own parameters and its input, and draws from Python and NumPy."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key = (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU()) for _ in range(2))
+
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            x = batch.pop("x")
+            x.sub_(1)
+            for key, query in zip(self.key.parameters(), self.query.parameters(), strict=True):
+                key.data = key.data * 0.9 + query.data * 0.1
+            if int(x.sum() * 0) == 0:  # depends on data
+                x = x * random.random() + np.random.rand()
+            return self.query(x) - self.key(x).detach()
+
+    given, batch = Momentum(), {"x": torch.randn(5, 3)}
+    state, x = copy.deepcopy(given.state_dict()), batch["x"].clone()
+    states = random.getstate(), np.random.get_state()[1].copy()
+    fuse(given, (batch,))
+    assert torch.equal(batch["x"], x)
+    assert all(torch.equal(value, state[name]) for name, value in given.state_dict().items())
+    assert random.getstate() == states[0]
+    assert np.array_equal(np.random.get_state()[1], states[1])
+
+
+@dataclass
+class Output:
+    value: Tensor
+    other: object = None
+
+
+def test_outputs_of_any_class_are_compared(monkeypatch):
+    class Plain:
+        pass
+
+    class Packed(Basic):
+        def forward(self, x: Tensor) -> Output:
+            inner = Plain()
+            inner.value = super().forward(x)
+            return Output(torch.zeros(1), inner)
+
+    assert fuse(Packed(), images()).max_error > 0
+
+    class Nothing(Basic):
+        def forward(self, x: Tensor) -> str:
+            return str(super().forward(x).shape)
+
+    with pytest.raises(SurgeryError, match="holds no tensor, so there is nothing to compare"):
+        fuse(Nothing(), images())
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(SurgeryError, match=r"a function is no torch\.nn\.Module"):
+        fuse(lambda x: x, images())
 
 
 def test_an_interrupt_leaves_everything_as_it_was():

@@ -73,7 +73,7 @@ REFUSED = {
     ),
     "past torch's functions": (
         lambda n, x: torch.ops.aten.relu(n(x)),
-        "what follows (relu) is called in a form that does not fuse",
+        "a run did not compute it with what follows (relu)",
     ),
 }
 
@@ -118,6 +118,63 @@ def test_other_normalizations_are_no_batch_norms():
     result = fuse(model, images())
     assert outcomes(result) == {}
     assert str(result).startswith("no norms")
+
+
+def test_what_is_left_out_by_where():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    result = fuse(model, images(), where=lambda path, layer: layer.num_features == 4)
+    assert outcomes(result) == {"0": ("kept", "left out by where"), "3": ("fused", "relu")}
+    assert type(result.model[0]) is nn.BatchNorm2d
+
+
+def residual_through_a_view(norm, x):
+    r = x * 2
+    y = norm(x) + r
+    r[:, 0] = 0
+    return torch.relu(y) + r
+
+
+@torch.jit.script
+def scripted(y: Tensor) -> Tensor:
+    return torch.relu(y) * 2
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (residual_through_a_view, "computed with add + relu, the model raises ModifiedError: the other side of the sum that follows"),
+        (lambda n, x: scripted(torch.relu(n(x)) + torch.relu(x)), ""),
+        (lambda n, x: F.relu(n(x) + n.running_mean.mean()), ""),
+    ],
+)
+def test_what_the_graph_does_not_show_is_found_in_a_run(code, reason):
+    given = Norm(code)
+    (outcome,) = fuse(given, images()).changed
+    assert outcome.action == ("replaced" if reason else outcome.action)
+    assert outcome.detail.startswith(reason)
+
+
+class Viewed(nn.Module):
+    """Needs the output of its norm to be contiguous, as torch's is and this library's is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.other, self.conv = nn.BatchNorm1d(5), nn.BatchNorm1d(5), nn.Conv1d(5, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.other(self.conv(x)))
+        return self.norm(x.transpose(1, 2).contiguous().transpose(1, 2)).view(len(x), -1) + y.view(len(x), -1)
+
+
+def test_a_norm_that_must_be_torchs_stays_so_and_the_others_do_not():
+    given = Viewed()
+    x = torch.randn(3, 5, 4)
+    result = fuse(given, x)
+    found = outcomes(result)
+    assert found["other"][0] == "replaced"  # and by export's own account the model does not trace
+    assert found["norm"][0] == "kept"
+    assert found["norm"][1].startswith("computed by this library, the model raises RuntimeError: view size is not compatible")
+    torch.testing.assert_close(result.model(x), copy.deepcopy(given)(x))
 
 
 def test_hooks_see_what_they_saw():

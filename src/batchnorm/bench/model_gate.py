@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from ..surgery.example import fresh
 from ..surgery.proof import Results, Standard, results
 from .gate import Verdict
 from .step import Step
@@ -33,7 +34,7 @@ class Gate:
             given.module,
             given.inputs,
             gradients=True,
-            run=lambda module, inputs: _seen(replace(given, module=module, inputs=inputs)),
+            run=lambda module, inputs: _seen(replace(given, module=module, inputs=fresh(inputs))),  # it may change them
             by_inputs=False,
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-from ..errors import BatchNormError
+from ..errors import BatchNormError, DifferentResultError
 from .contenders import EAGER
 from .environment import Environment
 from .peers import Unavailable
@@ -64,7 +64,7 @@ class Race:
         )
         try:
             self.runs[name] = make()
-        except Wrong as error:
+        except (Wrong, DifferentResultError) as error:
             self.note(name, status=WRONG, reason=str(error))
         except Exception as error:  # a compiler or a user's code raises what it likes
             first = (str(error).strip().splitlines() or [""])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -10,47 +11,92 @@ import torch
 from torch import Tensor
 
 from ..activation import IDENTITY, Activation
+from ._base import State
 
-__all__ = ["NormCall", "modified", "version", "watch"]
+__all__ = ["ModifiedError", "NormCall", "watch"]
 
 
 class _Layer(Protocol):
     training: bool
-    running_mean: Tensor | None
-    _parameters: dict[str, torch.nn.Parameter | None]
 
-    def _compute(self, call: NormCall, residual: Tensor | None, activation: Activation, moves: bool) -> Tensor:
-        """``activation(norm(call.input) + residual)``; whether the running buffers move."""
+    def _state(self) -> State:
+        """Weight, bias, running mean and variance, and the count of batches, as they are now."""
+
+    def _by_state(
+        self,
+        state: State,
+        input: Tensor,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        activation: Activation,
+        training: bool,
+        moves: bool = True,
+    ) -> Tensor:
+        """``activation(norm(input) + residual)``; whether the running buffers move."""
+
+
+class ModifiedError(RuntimeError):
+    """What a norm's output is computed from was modified before it was computed.
+
+    Args:
+        what: Which tensor.
+        layer: The norm.
+    """
+
+    def __init__(self, what: str, layer: object) -> None:
+        super().__init__(
+            f"{what} of a {type(layer).__name__} was modified in place before the norm's output was used. "
+            "Mend: modify a copy, or keep this norm out by fuse(where=…)."
+        )
+        self.what, self.layer = what, layer
 
 
 class NormCall:
     """One call of a norm layer: computed once, later, and by then as it would have been computed at once.
 
+    What it is computed from are the tensors that the layer had when it was called.
+
     Args:
         layer: The norm.
         input: Its input.
-
-    Attributes:
-        plain: The norm's output alone, once it has been computed.
     """
 
-    __slots__ = ("__weakref__", "grad", "input", "layer", "plain", "ran", "training", "versions")
+    __slots__ = (
+        "__weakref__",
+        "_plain",
+        "_plain_version",
+        "grad",
+        "input",
+        "layer",
+        "ran",
+        "state",
+        "training",
+        "versions",
+    )
 
     def __init__(self, layer: _Layer, input: Tensor) -> None:
-        self.layer, self.input, self.training = layer, input, layer.training
+        self.layer, self.input, self.training, self.state = layer, input, layer.training, layer._state()
         self.versions = self._versions()
         self.grad = torch.is_grad_enabled()
         self.ran = False
-        self.plain: Tensor | None = None
+        self._plain: Tensor | None = None
+        self._plain_version = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether the norm's output has been computed alone."""
+        return self._plain is not None
 
     def differentiable(self) -> bool:
         """Whether the output has a gradient."""
         if not self.grad:
             return False
-        if self.input.requires_grad:
-            return True
-        parameters = self.layer._parameters.values()
-        return any(each is not None and each.requires_grad for each in parameters)
+        weight, bias, *_ = self.state
+        return (
+            self.input.requires_grad
+            or (weight is not None and weight.requires_grad)
+            or (bias is not None and bias.requires_grad)
+        )
 
     def same_mode(self) -> bool:
         """Whether gradients are recorded now as they were when the layer was called."""
@@ -60,31 +106,50 @@ class NormCall:
         """Computes; the running buffers move the first time."""
         moves, self.ran = not self.ran, True  # whatever comes: what failed waits no more
         if self._versions() != self.versions:
-            what = "the input" if version(self.input) != self.versions[0] else "the running statistics"
-            raise RuntimeError(modified(what, self.layer))
+            raise ModifiedError(self._modified(), self.layer)
         if _watching is not None:
             _watching.append((self.layer, residual is not None, activation))
         if self.same_mode():
-            return self.layer._compute(self, residual, activation, moves)
+            return self._compute(residual, activation, moves)
         with torch.set_grad_enabled(self.grad):
-            return self.layer._compute(self, residual, activation, moves)
+            return self._compute(residual, activation, moves)
 
     def settle(self) -> Tensor:
         """The norm's output alone, an ordinary tensor, the same one every time."""
-        if self.plain is None:
+        if self._plain is None:
             with torch._C.DisableTorchFunctionSubclass():
-                self.plain = self.run(None, IDENTITY)
-        return self.plain
+                self._plain = self.run(None, IDENTITY)
+            self._plain_version = self._plain._version
+        return self._plain
 
-    def _versions(self) -> tuple[int, int]:
-        mean = None if self.training else self.layer.running_mean
-        return version(self.input), 0 if mean is None else version(mean)
+    def plus(self, residual: Tensor) -> Tensor:
+        """The sum with the norm's output as it was when it was computed."""
+        if self._plain is not None and self._plain._version == self._plain_version and self.same_mode():
+            return self._plain + residual
+        return self.run(residual, IDENTITY)
+
+    def _compute(self, residual: Tensor | None, activation: Activation, moves: bool) -> Tensor:
+        return self.layer._by_state(self.state, self.input, residual, None, activation, self.training, moves)
+
+    def _versions(self) -> tuple[int, ...]:
+        weight, bias, mean, var, _ = self.state
+        tensors = (self.input, weight, bias) if self.training else (self.input, weight, bias, mean, var)
+        return tuple([-1 if tensor is None or tensor.is_inference() else tensor._version for tensor in tensors])
+
+    def _modified(self) -> str:
+        names = ("the input", "the weight", "the bias", "the running mean", "the running variance")
+        changed = zip(names, self._versions(), self.versions, strict=False)
+        return next(name for name, now, before in changed if now != before)
 
     def __del__(self) -> None:
         # A result that nobody read: the layer has seen the batch all the same.
-        if not self.ran and self.training and self.layer.running_mean is not None:
-            with torch.no_grad():
-                self.layer._compute(self, None, IDENTITY, True)
+        if self.ran or not self.training or self.state[2] is None:
+            return
+        if self._versions() != self.versions:
+            warnings.warn(f"{ModifiedError(self._modified(), self.layer)} Its statistics have not moved.", stacklevel=2)
+            return
+        with torch.no_grad():
+            self._compute(None, IDENTITY, True)
 
 
 # What watch() collects.
@@ -100,16 +165,3 @@ def watch() -> Iterator[list[tuple[object, bool, Activation]]]:
         yield _watching
     finally:
         _watching = before
-
-
-def version(tensor: Tensor) -> int:
-    """How often it was modified in place; an inference tensor does not count."""
-    return 0 if tensor.is_inference() else tensor._version
-
-
-def modified(what: str, layer: object) -> str:
-    """What is raised where something has changed since."""
-    return (
-        f"{what} of a {type(layer).__name__} was modified in place before the norm's output was used. "
-        "Mend: keep this norm out of fuse(), or modify a copy."
-    )

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ..activation import IDENTITY, Activation
-from ._norm_call import NormCall, modified, version
+from ..activation import Activation
+from ..errors import ArgumentError
+from ._norm_call import ModifiedError, NormCall
 
 __all__ = ["Pending"]
 
@@ -69,7 +70,7 @@ class Pending(torch.Tensor):
         )
         new.call = call
         if residual is not None:
-            new.residual, new.version = residual, version(residual)
+            new.residual, new.version = residual, residual._version
         if differentiable:
             with torch._C.DisableTorchFunctionSubclass():
                 new._backward_hooks = _HOOKS
@@ -83,17 +84,15 @@ class Pending(torch.Tensor):
                 self.value = self.seen_as(self.base.computed())
             elif self.residual is None:
                 self.value = self.call.settle()
-            elif self.call.plain is not None:
-                self.value = self.call.plain + self.residual
             else:
-                self.value = self._run(IDENTITY)
+                self._check_residual(self.residual)
+                self.value = self.call.plus(self.residual)
         return self.value
 
-    def _run(self, activation: Activation) -> Tensor:
-        residual = self.residual
-        if residual is not None and version(residual) != self.version:
-            raise RuntimeError(modified("the other side of the sum that follows", self.call.layer))
-        return self.call.run(residual, activation)
+    def _check_residual(self, residual: Tensor) -> None:
+        if residual._version != self.version:
+            self.call.ran = True
+            raise ModifiedError("the other side of the sum that follows", self.call.layer)
 
     def _check(self) -> None:
         with torch._C.DisableTorchFunctionSubclass():
@@ -102,7 +101,7 @@ class Pending(torch.Tensor):
                 _refuse_gradient(self)
 
     def _settled(self) -> bool:
-        return self.value is not None or self.call.plain is not None or not self.call.same_mode()
+        return self.value is not None or self.call.settled or not self.call.same_mode()
 
     def plus(self, other: Any) -> Pending | None:
         """The sum, if it can wait."""
@@ -116,7 +115,12 @@ class Pending(torch.Tensor):
         ):
             return None
         like = self.call.input
-        if other.shape != like.shape or other.dtype is not like.dtype or other.device != like.device:
+        if (
+            other.is_inference()
+            or other.shape != like.shape
+            or other.dtype is not like.dtype
+            or other.device != like.device
+        ):
             return None
         return Pending(self.call, other)
 
@@ -128,7 +132,9 @@ class Pending(torch.Tensor):
             whole = self.base.activated(activation)
             return None if whole is None else self.seen_as(whole)
         self._check()
-        return self._run(activation)
+        if self.residual is not None:
+            self._check_residual(self.residual)
+        return self.call.run(self.residual, activation)
 
     def viewed(self, seen_as: Callable[[Tensor], Tensor]) -> Pending | None:
         """A view, which an activation may be computed before as well as after."""
@@ -136,6 +142,8 @@ class Pending(torch.Tensor):
             return None
         like = torch.empty_like(self.call.input, device="meta") if self.base is None else self.like
         seen = seen_as(like)  # raises as the view itself would
+        if seen.dtype != like.dtype or seen.untyped_storage()._cdata != like.untyped_storage()._cdata:
+            return None  # other numbers, or a copy, which in-place operations would part from what it is of
         new = Pending(self.call, self.residual, seen.shape)
         new.base, new.seen_as, new.like = self, seen_as, seen
         return new
@@ -146,7 +154,7 @@ class Pending(torch.Tensor):
     ) -> Any:
         """What every function of torch that gets one of these is handed to."""
         kwargs = kwargs or {}
-        if func in _OF_SHAPE:
+        if func in _OF_SHAPE and args[0].value is None:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         meet = _MEETS.get(func)
@@ -154,6 +162,12 @@ class Pending(torch.Tensor):
             met = meet(*args, **kwargs)
             if met is not None:
                 return met
+        if func in _OF_GRADIENTS and args[0].value is None and args[0].call.ran:
+            raise RuntimeError(
+                f"the output of a {type(args[0].call.layer).__name__} was computed together with what follows it, and "
+                "is not in the graph: it gets no gradient. Mend: ask before the activation, or leave this norm out by "
+                "fuse(where=…)."
+            )
         args, kwargs = tree_map_only(Pending, Pending.computed, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -174,6 +188,10 @@ _OF_SHAPE = {
     torch.numel,
     torch.is_floating_point,
 }
+
+
+# What asks for the gradient of the tensor itself.
+_OF_GRADIENTS = {torch.Tensor.retain_grad, torch.Tensor.register_hook}
 
 
 # --- what can be computed in the same pass -------------------------------------------------------------------
@@ -216,7 +234,10 @@ def _activates(name: str, *parameters: str) -> Callable[..., Tensor | None]:
             inplace = given.pop("inplace", inplace)
             if not given.keys() <= set(parameters):
                 return None
-            activation = Activation(name, **given)
+            try:
+                activation = Activation(name, **given)
+            except ArgumentError:
+                return None  # torch may compute it all the same
         if not isinstance(input, Pending) or (inplace and input.base is not None):
             return None  # what it is a view of would have to change too
         output = input.activated(activation)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..activation import Activation
 from ._norm_call import NormCall
 from ._pending import Pending
 from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, PlainNorm
@@ -26,29 +25,42 @@ class _FusingBatchNorm(PlainNorm):
         """
         if torch.compiler.is_compiling():
             return super().forward(input, mask)
-        # An earlier call that still waits moves the running statistics before this one does.
-        earlier = self.__dict__.get("_waiting")
-        waiting = None if earlier is None else earlier()
-        if waiting is not None and not waiting.ran:
-            waiting.settle()
+        self._settle()  # an earlier call moves the running statistics before this one does
         if mask is not None or not self._can_wait(input):
             return super().forward(input, mask)
         call = NormCall(self, input)
         self.__dict__["_waiting"] = weakref.ref(call)
         return Pending(call)
 
+    def _settle(self) -> None:
+        """Compute the last call, if it still waits."""
+        last = self.__dict__.get("_waiting")
+        waiting = None if last is None else last()
+        if waiting is not None and not waiting.ran:
+            waiting.settle()
+
+    # Whoever looks at the running statistics sees those after the last call.
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("running_mean", "running_var", "num_batches_tracked") and not torch.compiler.is_compiling():
+            self._settle()
+        return super().__getattr__(name)
+
     def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: not the call that still waits."""
+        """What is copied and pickled."""
+        self._settle()
         return {name: value for name, value in self.__dict__.items() if name != "_waiting"}
 
-    def _compute(self, call: NormCall, residual: Tensor | None, activation: Activation, moves: bool) -> Tensor:
-        """``activation(norm(call.input) + residual)``; whether the running buffers move."""
-        return self._normalize(call.input, residual, None, activation, call.training, moves)
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        self._settle()
+        super()._save_to_state_dict(*arguments)
 
     def _can_wait(self, input: Tensor) -> bool:
         # What the norm would refuse, it refuses at once, where the stack still names this layer.
         return (
             type(input) in (torch.Tensor, torch.nn.Parameter)
+            # Hooks get what they get of any norm; tensors of inference mode have no versions to compare.
+            and not (self._forward_hooks or self._backward_hooks or self._backward_pre_hooks or input.is_inference())
             and input.dim() in self.dims
             and input.shape[1] == self.num_features
             and input.numel() > self.num_features

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import SurgeryError
 
-__all__ = ["copied", "shared", "with_own_buffers"]
+__all__ = ["copied", "shared"]
 
 
 def shared(model: torch.nn.Module) -> torch.nn.Module:
@@ -22,11 +22,6 @@ def shared(model: torch.nn.Module) -> torch.nn.Module:
         SurgeryError: The model holds something that cannot be copied.
     """
     return _copied(model, [*model.parameters(), *model.buffers()])
-
-
-def with_own_buffers(model: torch.nn.Module) -> torch.nn.Module:
-    """As :func:`shared`, but running statistics may move without a trace in the model given."""
-    return _copied(model, model.parameters())
 
 
 def copied(model: torch.nn.Module) -> torch.nn.Module:
@@ -41,5 +36,6 @@ def _copied(model: torch.nn.Module, kept: Iterable[torch.Tensor]) -> torch.nn.Mo
     except Exception as error:
         raise SurgeryError(
             f"the model cannot be copied: copy.deepcopy raised {type(error).__name__}: {error}.",
-            "give one that copy.deepcopy takes: without tensors that have a gradient function, locks or open files.",
+            "give one that copy.deepcopy takes: without locks, open files or tensors that have a gradient function, as "
+            "torch.nn.utils' weight_norm and prune leave them (remove_weight_norm and prune.remove end that).",
         ) from error

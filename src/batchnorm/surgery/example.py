@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-__all__ = ["arguments", "call", "said"]
+__all__ = ["arguments", "call", "fresh", "said"]
 
 
 def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -25,6 +27,17 @@ def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example_inputs, tuple | list):
         return tuple(example_inputs), {}
     return (example_inputs,), {}
+
+
+def fresh(example_inputs: Any) -> Any:
+    """The inputs with tensors and containers of their own: a model may change both."""
+    if isinstance(example_inputs, Mapping):
+        example_inputs = dict(example_inputs)  # of other classes torch would not see the tensors
+    return tree_map_only(Tensor, _own, example_inputs)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 def call(model: torch.nn.Module, example_inputs: Any) -> Any:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from .example import said
 from .graph import Call, Graph, Value, operator_name
+from .randomness import seeded
 
 __all__ = ["append"]
 
@@ -33,7 +34,7 @@ def append(
 ) -> str:
     """Adds the calls of a module that traces whole; else says why it does not."""
     try:
-        with _quiet():
+        with _quiet(), seeded():
             program = torch.export.export(module, positional, named, strict=False)
     except Exception as error:  # export raises what the model's code does, and many kinds of its own
         return said(error)

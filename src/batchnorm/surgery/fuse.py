@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..activation import Activation
+from ..errors import SurgeryError
 from ..nn import (
     BatchNorm1d,
     BatchNorm2d,
@@ -21,9 +23,10 @@ from ..nn import (
 )
 from ..nn._norm_call import watch
 from .copying import copied, shared
-from .example import call
+from .example import call, fresh, said
 from .follow import Following, what_follows
-from .proof import prove
+from .proof import Errors, prove
+from .randomness import seeded
 from .result import Outcome, Surgery
 from .trace import Graph, trace
 
@@ -44,7 +47,9 @@ _KINDS: dict[type[torch.nn.Module], tuple[type[torch.nn.Module], type[torch.nn.M
 _FUSED = (BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
 
 
-def fuse(model: torch.nn.Module, example_inputs: Any) -> Surgery:
+def fuse(
+    model: torch.nn.Module, example_inputs: Any, *, where: Callable[[str, torch.nn.Module], bool] | None = None
+) -> Surgery:
     """A model that trains faster: norm, sum and activation in one pass, by this library's kernels.
 
     Every ``torch.nn.BatchNorm1d``, ``2d`` and ``3d`` becomes this library's layer of that name, and where the only
@@ -62,6 +67,7 @@ def fuse(model: torch.nn.Module, example_inputs: Any) -> Surgery:
     Args:
         model: Any module, in the mode it will be used in; layers in evaluation mode stay frozen.
         example_inputs: What it is called with: a tensor, a tuple of arguments or a dict of keywords.
+        where: Called with the path and the layer of each norm, says whether it may be changed.
 
     Returns:
         ``.model``; ``.changed`` and ``.kept``, an :class:`Outcome` for each norm layer, with what is fused or why it
@@ -81,12 +87,12 @@ def fuse(model: torch.nn.Module, example_inputs: Any) -> Surgery:
     """
     graph = trace(model, example_inputs)
     new = shared(model)
-    norms = [_Norm(path, layer, model.get_submodule(path), graph) for path, layer in _norms(new)]
-    seen = _seen(new, example_inputs)
-    for norm in norms:
-        if norm.fuses and seen.get(norm.path) != [(norm.following.residual, norm.following.activation)]:
-            norm.stand_alone(f"what follows ({norm.following.words}) is called in a form that does not fuse")
-    errors = prove(model, new, example_inputs, gradients=True)
+    norms = [_Norm(path, layer, model.get_submodule(path), graph, where) for path, layer in _norms(new)]
+    attempt = _Attempt(model, new, norms, example_inputs)
+    try:
+        errors = attempt.prove()
+    except Exception as error:
+        errors = attempt.without_culprits(error)
     outcomes = [norm.outcome() for norm in norms]
     changed = [outcome for outcome in outcomes if outcome.action != "kept"]
     return Surgery(new, changed, [outcome for outcome in outcomes if outcome.action == "kept"], errors)
@@ -105,30 +111,114 @@ class _Norm:
             places in the tree.
         original: The layer of the model given.
         graph: Of the model given.
+        where: Whether it may be changed.
     """
 
-    def __init__(self, path: str, layer: torch.nn.Module, original: torch.nn.Module, graph: Graph) -> None:
+    def __init__(
+        self,
+        path: str,
+        layer: torch.nn.Module,
+        original: torch.nn.Module,
+        graph: Graph,
+        where: Callable[[str, torch.nn.Module], bool] | None,
+    ) -> None:
         self.path, self.layer, self.given = path, layer, type(layer)
-        self.fuses, self.action = False, "kept"
-        self.following = Following("")
+        self.action = "kept"
         if isinstance(layer, _FUSED):
             self.following = Following("its activation is fused already")
         elif self.given not in _KINDS:
             self.following = Following(f"{self.given.__name__} is a class of its own and may compute something else")
+        elif where is not None and not where(path, original):
+            self.following = Following("left out by where")
         else:
             self.following = _following(original, graph)
-            self.fuses = self.following.activation is not None
-            self.action = "fused" if self.fuses else "replaced"
-            layer.__class__ = _KINDS[self.given][0 if self.fuses else 1]
+            self.become("replaced" if self.following.activation is None else "fused")
 
-    def stand_alone(self, why: str) -> None:
-        """Becomes the layer that is computed without what follows."""
-        self.layer.__class__ = _KINDS[self.given][1]
-        self.following, self.fuses, self.action = Following(why), False, "replaced"
+    def become(self, action: str) -> None:
+        """Takes the class that goes with an action."""
+        self.action = action
+        fusing, alone = _KINDS.get(self.given, (self.given, self.given))
+        self.layer.__class__ = {"fused": fusing, "replaced": alone, "kept": self.given}[action]
+
+    def step_down(self, why: str) -> None:
+        """Becomes less than it is: alone instead of fused, as given instead of alone."""
+        self.become("replaced" if self.action == "fused" else "kept")
+        self.following = Following(why)
 
     def outcome(self) -> Outcome:
         """What became of it."""
         return Outcome(self.path, self.given.__name__, self.action, self.following.words)
+
+
+class _Attempt:
+    """The new model on the example, with some of its norms changed."""
+
+    def __init__(self, model: torch.nn.Module, new: torch.nn.Module, norms: list[_Norm], example_inputs: Any) -> None:
+        self.model, self.new, self.norms, self.inputs = model, new, norms, example_inputs
+
+    def prove(self) -> Errors:
+        """How far the new model is from the given one, once norms that turn out not to fuse stand alone."""
+        seen = self._seen()
+        for norm in self.norms:
+            if norm.action == "fused" and seen.get(norm.path) != [(norm.following.residual, norm.following.activation)]:
+                norm.step_down(f"a run did not compute it with what follows ({norm.following.words})")
+        return prove(self.model, self.new, self.inputs, gradients=True)
+
+    def without_culprits(self, error: Exception) -> Errors:
+        """The proof once those norms have stepped down without which it holds; raises where there are none such."""
+        for action in ("fused", "replaced"):
+            changed = [norm for norm in self.norms if norm.action == action]
+            for norm in self._culprits(changed, error):
+                norm.step_down(_why(norm, error))
+            try:
+                return self.prove()
+            except Exception as other:
+                error = other
+        if isinstance(error, SurgeryError):
+            raise error
+        raise SurgeryError(f"the rewritten model raises on the example inputs: {said(error)}.") from error
+
+    def _culprits(self, norms: list[_Norm], error: Exception) -> list[_Norm]:
+        """Those of the norms without which the others pass, by halving."""
+        if not norms or self._passes(norms):
+            return []
+        if len(norms) == 1:
+            return norms
+        middle = len(norms) // 2
+        return self._culprits(norms[:middle], error) + self._culprits(norms[middle:], error)
+
+    def _passes(self, changed: list[_Norm]) -> bool:
+        """Whether the model passes with these norms as they are, and all others of their kind a step down."""
+        action = changed[0].action
+        others = [norm for norm in self.norms if norm.action == action and norm not in changed]
+        try:
+            for norm in others:
+                norm.become("replaced" if action == "fused" else "kept")
+            self._seen()
+            prove(self.model, self.new, self.inputs, gradients=True)
+        except Exception:
+            return False
+        finally:
+            for norm in others:
+                norm.become(action)
+        return True
+
+    def _seen(self) -> dict[str, list[tuple[bool, Activation]]]:
+        """What each layer is computed with, by its path, in a run of a copy of the model."""
+        copy = copied(self.new)
+        paths = {layer: path for path, layer in copy.named_modules()}
+        with seeded(), watch() as computed:
+            call(copy, fresh(self.inputs))
+        seen: dict[str, list[tuple[bool, Activation]]] = {}
+        for layer, residual, activation in computed:
+            seen.setdefault(paths[layer], []).append((residual, activation))
+        return seen
+
+
+def _why(norm: _Norm, error: Exception) -> str:
+    what = f"computed with {norm.following.words}" if norm.action == "fused" else "computed by this library"
+    said_of = error.problem.rstrip(".") if isinstance(error, SurgeryError) else f"the model raises {said(error)}"
+    return f"{what}, {said_of}"
 
 
 def _following(layer: torch.nn.Module, graph: Graph) -> Following:
@@ -141,15 +231,3 @@ def _following(layer: torch.nn.Module, graph: Graph) -> Following:
     if any(hooks):
         return Following("its hooks see its output")
     return what_follows(calls[0], graph)
-
-
-def _seen(model: torch.nn.Module, example_inputs: Any) -> dict[str, list[tuple[bool, Activation]]]:
-    """What each layer is computed with, by its path, in a run of a copy of the model."""
-    copy = copied(model)
-    paths = {layer: path for path, layer in copy.named_modules()}
-    with torch.random.fork_rng(), watch() as computed:
-        call(copy, example_inputs)
-    seen: dict[str, list[tuple[bool, Activation]]] = {}
-    for layer, residual, activation in computed:
-        seen.setdefault(paths[layer], []).append((residual, activation))
-    return seen

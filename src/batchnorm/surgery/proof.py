@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ..errors import SurgeryError
+from ..errors import DifferentResultError, SurgeryError
 from .copying import copied
-from .example import call, said
+from .example import call, fresh, said
+from .randomness import seeded
 
 __all__ = ["Difference", "Errors", "Results", "Standard", "distance", "in_double", "prove", "results"]
 
@@ -101,19 +102,26 @@ def prove(
     except Exception as error:
         raise SurgeryError(f"the rewritten model raises on the example inputs: {said(error)}.", _REPORT) from error
     theirs, truth, dtype = standard.theirs, standard.truth, standard.dtype
+    if not theirs.dtypes:
+        raise SurgeryError(
+            "the model's output on the example holds no tensor, so there is nothing to compare.",
+            "let it return tensors, in tuples, lists, dicts, dataclasses or objects with attributes.",
+        )
     if ours.dtypes != theirs.dtypes:
-        raise SurgeryError(f"the rewritten model gives {ours.dtypes} on the example, and the model {theirs.dtypes}.")
+        raise DifferentResultError(
+            f"the rewritten model gives {ours.dtypes} on the example, and the model {theirs.dtypes}."
+        )
     errors: dict[str, float] = {}
     if truth is not None:
         again = in_double(changed_in_double or changed, example_inputs, gradients=gradients)
         if again is None:
-            raise SurgeryError("the rewritten model does not run in float64, and the model given does.")
+            raise DifferentResultError("the rewritten model does not run in float64, and the model given does.")
         errors["float64"], where = distance(again, truth)
-        _refuse_if(errors["float64"] > EXACT, "float64", errors["float64"], EXACT, where)
+        _refuse_if(not errors["float64"] <= EXACT, "float64", errors["float64"], EXACT, where)
     # Where float64 has shown that they compute the same, only roundings are left, and they scatter.
     more = standard.grown(errors["float64"]) + 2 * (standard.own or 0.0) if errors else 0.0
     found = standard.judge(ours, more)
-    _refuse_if(not found.passes, _name(dtype), found.error, found.allowed, found.where)
+    _refuse_if(not (found.passes and math.isfinite(found.error)), _name(dtype), found.error, found.allowed, found.where)
     if dtype is not torch.float64:
         errors[_name(dtype)] = distance(ours, theirs)[0]
     return Errors(errors, standard.own)
@@ -182,7 +190,7 @@ class Standard:
 
 def _refuse_if(different: bool, dtype: str, found: float, allowed: float, where: str) -> None:
     if different:
-        raise SurgeryError(
+        raise DifferentResultError(
             f"on the example in {dtype}, {where} of the rewritten model differs by {found:.1e}, and {allowed:.1e} is "
             "allowed.",
             _REPORT,
@@ -208,43 +216,50 @@ def results(
         run: Calls a model with such inputs, and gives what counts as its output.
         by_inputs: Whether gradients by the inputs are taken too.
     """
-    if isinstance(example_inputs, Mapping):
-        example_inputs = dict(example_inputs)  # of other classes torch would not see the tensors
-    inputs = tree_map_only(Tensor, _own, example_inputs) if by_inputs else example_inputs
+    inputs = fresh(example_inputs) if by_inputs else example_inputs
     leaves = {
         **{f"input {place}": leaf for place, leaf in enumerate(tree_leaves(inputs)) if isinstance(leaf, Tensor)},
         **dict(model.named_parameters()),
     }
     wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        with torch.set_grad_enabled(gradients):
-            outputs = list(_tensors(run(model, inputs)))
-            pulled = [output for output in outputs if output.requires_grad and output.is_floating_point()]
-            weights = [torch.randn(output.shape, dtype=torch.float64).to(output) for output in pulled]
-            found: tuple[Tensor | None, ...] = ()
-            if pulled and wanted:
-                found = torch.autograd.grad(pulled, list(wanted.values()), weights, allow_unused=True)
+    for leaf in wanted.values():
+        leaf.grad = None
+    with seeded(), torch.set_grad_enabled(gradients):
+        outputs = list(_tensors(run(model, inputs)))
+        # Before the backward pass: in a checkpoint torch's own norms count a batch twice, which ours do not.
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if gradients else {}
+        pulled = [output for output in outputs if output.requires_grad and output.is_floating_point()]
+        weights = [torch.randn(output.shape, dtype=torch.float64).to(output) for output in pulled]
+        found: dict[str, Tensor] = {}
+        if pulled and wanted:
+            torch.autograd.backward(pulled, weights)
+            found = {name: leaf.grad for name, leaf in wanted.items() if leaf.grad is not None}
+    for leaf in wanted.values():
+        leaf.grad = None
     groups = {
         "output": {f"output {place}": output.detach() for place, output in enumerate(outputs)},
-        "gradient": {name: each for name, each in zip(wanted, found, strict=False) if each is not None},
-        "buffer": dict(model.named_buffers()) if gradients else {},
+        "gradient": found,
+        "buffer": buffers,
     }
     return Results(groups, tuple(output.dtype for output in outputs))
 
 
-def _own(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """Those in an output, however it is nested; classes that torch does not know give what they iterate over."""
+def _tensors(output: Any, depth: int = 3) -> Iterator[Tensor]:
+    """Those in an output, however it is nested: in mappings and objects that torch does not know, too."""
     for leaf in tree_leaves(output):
         if isinstance(leaf, Tensor):
             yield leaf
-        elif hasattr(leaf, "values") and callable(leaf.values):
+        elif isinstance(leaf, torch.nn.Module) or depth == 0:
+            continue
+        elif isinstance(leaf, Mapping):
             for value in leaf.values():
-                yield from _tensors(value)
+                yield from _tensors(value, depth - 1)
+        elif hasattr(leaf, "__dict__") and not callable(leaf):
+            for value in vars(leaf).values():
+                yield from _tensors(value, depth - 1)
+        elif hasattr(leaf, "__slots__"):
+            for name in leaf.__slots__:
+                yield from _tensors(getattr(leaf, name, None), depth - 1)
 
 
 def in_double(model: torch.nn.Module, example_inputs: Any, **how: Any) -> Results | None:
@@ -253,8 +268,7 @@ def in_double(model: torch.nn.Module, example_inputs: Any, **how: Any) -> Result
     def doubled(tensor: Tensor) -> Tensor:
         return tensor.double() if tensor.is_floating_point() else tensor
 
-    if isinstance(example_inputs, Mapping):
-        example_inputs = dict(example_inputs)
+    example_inputs = fresh(example_inputs)
     try:
         copy = copied(model).double()
         for module in copy.modules():  # double() passes by tensors that are plain attributes

@@ -19,10 +19,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_map_only
 
 from ..errors import SurgeryError
-from .copying import shared, with_own_buffers
-from .example import arguments, said
+from .copying import copied
+from .example import arguments, fresh, said
 from .exported import append
 from .graph import Call, Graph, Value, operator_name
+from .randomness import seeded
 
 __all__ = ["Call", "Graph", "Value", "operator_name", "trace"]
 
@@ -32,8 +33,8 @@ _Runs = dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]
 def trace(model: torch.nn.Module, example_inputs: Any) -> Graph:
     """The graph of one run of a model, in the mode (training or evaluation) it is in.
 
-    The model is not run and stays as it is: what is traced is a copy that shares its parameters and buffers, with
-    tensors that have no values. Only where it does not trace whole is a copy run once.
+    The model and the inputs stay as they are: what is traced is a copy, with tensors that have no values. Only where it
+    does not trace whole is a copy run once.
 
     Args:
         model: Any module.
@@ -48,14 +49,13 @@ def trace(model: torch.nn.Module, example_inputs: Any) -> Graph:
         ['0 (Linear)', '1 (BatchNorm1d)', '2 (ReLU)']
     """
     graph = Graph()
-    copy = shared(model)
-    for module in copy.modules():
-        if isinstance(module, _NormBase) and module.momentum is None:
-            module.momentum = 0.1  # torch's layer would wait for its count of batches: a value, which export has not
-    positional, named = arguments(example_inputs)
-    reason = append(graph, copy, "", positional, named)
+    if not isinstance(model, torch.nn.Module):
+        raise SurgeryError(f"a {type(model).__name__} is no torch.nn.Module.", "give the module itself.")
+    copy = _ready(model)
+    reason = append(graph, copy, "", *arguments(fresh(example_inputs)))
     if reason:
-        runs = _runs(with_own_buffers(model), positional, named)
+        copy = _ready(model)
+        runs = _runs(copied(model), *arguments(fresh(example_inputs)))
         graph.uncertain[""] = reason
         _append_children(graph, copy, "", runs)
     # The copy was there to be run: what the graph names is the model's own.
@@ -66,12 +66,23 @@ def trace(model: torch.nn.Module, example_inputs: Any) -> Graph:
     return graph
 
 
+def _ready(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy that can be traced. It shares nothing: a model may move its own parameters, as momentum encoders do."""
+    copy = copied(model)
+    for module in copy.modules():
+        if isinstance(module, _NormBase) and module.momentum is None:
+            module.momentum = 0.1  # torch's layer would wait for its count of batches: a value, which export has not
+    return copy
+
+
 def _runs(model: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> _Runs:
     """The arguments of each call of each module, by path, in one run of the model, which may change."""
     runs: _Runs = {}
     handles = []
     for path, module in model.named_modules():
         runs[path] = []
+        if isinstance(module, torch.jit.ScriptModule):
+            continue  # it takes no hooks, and traces with whatever calls it or not at all
 
         def keep(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path) -> None:
             detach = torch.Tensor.detach  # the graph behind an argument is not the module's
@@ -79,7 +90,7 @@ def _runs(model: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, 
 
         handles.append(module.register_forward_pre_hook(keep, with_kwargs=True))
     try:
-        with torch.random.fork_rng(), torch.no_grad():
+        with seeded(), torch.no_grad():
             model(*positional, **named)
     except Exception as error:
         raise SurgeryError(
