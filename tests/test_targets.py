@@ -21,11 +21,13 @@ def test_a_target_is_found_in_the_working_directory(tmp_path: Path, monkeypatch:
         ("no_such_package.part:x", r"no module no_such_package\. Mend: start it in the folder that holds"),
         ("math:nothing", r"math has no nothing\. Mend: it has acos"),
         ("broken_target:x", "importing broken_target raised ZeroDivisionError"),
+        ("leaving_target:x", "importing leaving_target raised SystemExit: 0"),
         ("needy_target:x", "needy_target imports no_such_package, which is not installed"),
     ],
 )
 def test_what_is_wrong_is_named(target: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_target.py").write_text("1 / 0\n")
+    (tmp_path / "leaving_target.py").write_text("raise SystemExit(0)\n")
     (tmp_path / "needy_target.py").write_text("import no_such_package\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])

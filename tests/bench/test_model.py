@@ -1,4 +1,5 @@
 import contextlib
+import sys
 import threading
 from collections import UserDict
 
@@ -371,6 +372,14 @@ def test_a_step_takes_tensors_tuples_and_keywords_and_leaves_no_gradient(targets
         assert step.forward().dim() == 0
         step.step()
         assert all(parameter.grad is None for parameter in step.parameters())
+
+
+def test_a_target_that_exits_is_named(targets, monkeypatch):
+    import bench_targets
+
+    monkeypatch.setattr(bench_targets, "exits", lambda: sys.exit(0), raising=False)
+    with pytest.raises(TargetError, match="calling it raised SystemExit: 0"):
+        load(f"{targets}:exits")
 
 
 def test_an_output_without_a_gradient_asks_for_a_loss():

@@ -62,6 +62,36 @@ def broken():
     raise KeyError("no weights")
 
 
+def leaves():
+    raise SystemExit(0)
+
+
+def meta():
+    return nn.Sequential(net[0], net[1]).to("meta"), x
+
+
+def silent():
+    raise SystemExit
+
+
+def unknown():
+    @torch.library.custom_op("my_models::halved", mutates_args=())
+    def halved(x: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+    halved.register_fake(torch.empty_like)
+
+    class Unknown(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return halved(self.net(x))
+
+    return Unknown(), x
+
+
 def branch():
     class Branch(nn.Sequential):
         def forward(self, x):
@@ -142,6 +172,30 @@ def test_onnx(tmp_path):
     np.testing.assert_allclose(found, _right(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_suffix_in_capitals(tmp_path):
+    assert _run("my_models:both", "--out", "net.PT").exit_code == 0
+    assert torch.load(tmp_path / "net.PT", weights_only=True)["0.weight"].shape == (8, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "words"),
+    [
+        ("my_models:unknown", "net.ONNX", "my_models.halved"),
+        ("my_models:branch", "net.onnx", "data-dependent"),
+        ("my_models:branch", "net.pt2", "data-dependent"),
+    ],
+)
+def test_why_a_file_cannot_be_written_is_said_in_one_line(target, name, words, tmp_path):
+    """The exporters print the graph they have so far, and raise errors that are pages long around the cause."""
+    done = _run(target, "--out", name)
+    assert done.exit_code == 2
+    assert len(done.stdout.splitlines()) == 2  # one norm, and the summary
+    (said,) = done.stderr.splitlines()
+    assert f"the folded model cannot be written as .{name.partition('.')[2]}: " in said
+    assert words in said
+    assert not list(tmp_path.glob("*net.*"))
+
+
 def test_onnx_of_named_arguments(tmp_path):
     assert _run("my_models:Named", "--inputs", "my_models:named", "--out", "net.onnx").exit_code == 0
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
@@ -185,6 +239,10 @@ def test_a_state_dict_is_for_the_folded_model_of_the_same_code(name, tmp_path):
         (["my_models:x", "--inputs", "my_models:x"], "my_models:x gives Tensor. Mend: name a module"),
         (["math:pi"], "math:pi gives float. Mend: name a module"),
         (["my_models:broken"], "my_models:broken: calling it raised KeyError: 'no weights'."),
+        (["my_models:leaves"], "my_models:leaves: calling it raised SystemExit: 0. Mend: name a callable"),
+        (["my_models:silent"], "my_models:silent: calling it raised SystemExit. Mend: name a callable"),
+        (["my_models:net", "--inputs", "my_models:leaves"], "my_models:leaves: calling it raised SystemExit"),
+        (["my_models:meta"], "0.weight is on the meta device"),
         (["my_models:net", "--inputs", "my_models:broken"], "my_models:broken: calling it raised KeyError"),
         (["my_models:net", "--inputs", "math:pi"], "the model raises on the example inputs: "),
     ],

@@ -228,7 +228,7 @@ TABLE = {
     ),
     "its own input as the residual": (
         lambda: code(lambda self, x: self.norm((y := self.conv(x)), y), norm=batchnorm.BatchNormAct2d(4)),
-        "it takes more than an input",
+        "its residual is its own input",
     ),
     "a weight that is read": (lambda: code(read_weight), "conv.weight is read by aten.sum too"),
     "statistics that are read": (lambda: code(read_statistics), "norm.running_mean is read by aten.sum too"),

@@ -134,14 +134,35 @@ def test_a_norm_in_code_that_does_not_trace_says_so():
     assert kept.detail == "part does not trace: it is called 2 times by code that does not trace"
 
 
+def test_the_inputs_stay_where_code_that_does_not_trace_works_in_place():
+    def forward(self, x):
+        return self.part(x) if x.sum() < 1e9 else x
+
+    x = X.clone()
+    done = fold(filled(Code(forward, part=nn.Sequential(nn.ReLU(inplace=True), conv(), norm()))), x)
+    assert len(done.changed) == 1
+    assert torch.equal(x, X)
+
+
+class FullyShardedDataParallel(nn.DataParallel):
+    """Its name and module are all that is looked at: the one of torch needs several processes."""
+
+    __module__ = "torch.distributed.fsdp"
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "words"),
     [
         (pair, torch.randn(3), "the model raises on the example inputs"),
         (lambda: torch.jit.trace(pair().eval(), X), X, "is a torch.jit module. Mend: fold first"),
         (lambda: pair(nn.LazyConv2d(4, 3)), X, "0 (LazyConv2d) has no values yet. Mend: call the model once"),
+        (lambda: pair().to("meta"), X, "0.weight is on the meta device and has no values. Mend: load the weights"),
+        (lambda: "pair", X, "a str is no torch.nn.Module. Mend: give the module itself"),
+        (lambda: nn.DataParallel(pair()), X, "the model is a DataParallel, which is for training in several"),
+        (lambda: FullyShardedDataParallel(pair()), X, "Mend: fold what it holds: model.module."),
+        (lambda: pair(nn.DataParallel(conv())), X, "Mend: fold what it holds: model.0.module."),
     ],
-    ids=["inputs", "jit", "lazy"],
+    ids=["inputs", "jit", "lazy", "meta", "string", "parallel", "sharded", "parallel part"],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_what_cannot_be_folded_at_all_is_refused(model, inputs, words):

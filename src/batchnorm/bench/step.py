@@ -90,7 +90,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def raised(error: Exception) -> str:
+def raised(error: BaseException) -> str:
     """What a user's own code raised, as the end of a sentence: another may follow it.
 
     Example:
@@ -117,7 +117,7 @@ def load(target: str) -> Step:
             raise TargetError(f"{target} is a {type(found).__name__}, which cannot be called.", _CONTRACT)
         try:
             found = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TargetError(f"{target}: calling it {raised(error)}", _CONTRACT) from error
     parts = found if isinstance(found, tuple) else (found,)
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], torch.nn.Module):

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["fold"]
 
+_CALLABLE = "name a callable without arguments."
+
 
 def fold(
     target: Annotated[
@@ -88,6 +90,7 @@ def _loaded(target: str, inputs: str | None) -> tuple[torch.nn.Module, Any]:
 def _value(target: str, kind: type) -> Any:
     """What a target names; where that can be called and is not of the kind that is looked for, what it returns."""
     from ..bench.step import raised  # noqa: PLC0415
+    from ..surgery.example import said  # noqa: PLC0415
     from ..targets import TargetError, resolve  # noqa: PLC0415
 
     found = resolve(target)
@@ -96,7 +99,9 @@ def _value(target: str, kind: type) -> Any:
     try:
         return found()
     except Exception as error:
-        raise TargetError(f"{target}: calling it {raised(error)}", "name a callable without arguments.") from error
+        raise TargetError(f"{target}: calling it {raised(error)}", _CALLABLE) from error
+    except SystemExit as error:  # it would end the command with an exit code of its own, 0 perhaps
+        raise TargetError(f"{target}: calling it raised {said(error)}.", _CALLABLE) from error
 
 
 def _refuse(message: str) -> NoReturn:

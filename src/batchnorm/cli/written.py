@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ def check(path: Path) -> None:
     Raises:
         ArgumentError: Its name says no form, it is a folder, or packages are missing.
     """
-    if path.suffix not in _FORMS:
+    if path.suffix.lower() not in _FORMS:
         raise ArgumentError(f"--out {path}: nothing is known of {path.suffix or 'a name without a suffix'}.", _MEND)
     if path.is_dir():
         raise ArgumentError(f"--out {path} is a folder.", _MEND)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:
             raise ArgumentError(f"--out {path} needs {', '.join(missing)}.", f"pip install {' '.join(missing)}")
@@ -47,22 +48,29 @@ def write(model: torch.nn.Module, example_inputs: Any, path: Path) -> None:
         whole = Path(aside) / path.name
         try:
             with _quiet():
-                _FORMS[path.suffix](model, example_inputs, whole)
+                _FORMS[path.suffix.lower()](model, example_inputs, whole)
         except OSError:
             raise
         except Exception as error:  # the exporters raise what the model's code does, and many kinds of their own
-            problem = f"the folded model cannot be written as {path.suffix}: {said(error)}."
+            problem = f"the folded model cannot be written as {path.suffix}: {said(_cause(error))}."
             raise SurgeryError(problem, "write a .pt file, or export the folded model in Python.") from error
         whole.replace(path)
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong first: an exporter's own error is a page about its graph."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters warn of what is theirs."""
+    """The exporters warn of what is theirs, and print at length what they then raise."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

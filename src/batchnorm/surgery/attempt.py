@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .folding import Parameters, folded_after, folded_before, pads, parameters, 
 from .neighbours import Kept, Neighbours
 from .proof import Errors, prove
 from .result import Outcome
+from .stored import Stored
 from .trace import Call, Graph
 
 __all__ = ["Attempt", "Plan", "SumAndActivation"]
@@ -61,6 +63,11 @@ class Plan:
     graph: Graph
     counts: Counter[torch.nn.Module]
     inputs: Any
+
+    @cached_property
+    def stored(self) -> Stored:
+        """What the model leaves on itself when it runs."""
+        return Stored.by(self.given, self.inputs)
 
 
 @dataclass
@@ -111,11 +118,12 @@ class Attempt:
         """How far the copy is off on the example.
 
         Raises:
-            SurgeryError: It computes something else, or loses digits that the model does not.
+            SurgeryError: It computes or stores something else, or loses digits that the model does not.
         """
         exact = Attempt(self.plan, {each.layer: each.detail for each in self.kept}, double=True)
         given, inputs = self.plan.given, self.plan.inputs
         errors = prove(given, self.model, inputs, gradients=False, changed_in_double=exact.model)
+        self.plan.stored.check(self.model, exact.model, inputs)
         # A norm before a layer takes away a mean; folded, that is taken away from sums which are rounded already.
         for dtype, found in errors.by_dtype.items():
             allowed = 3 * (errors.own or 0.0) + math.sqrt(torch.finfo(getattr(torch, dtype)).eps)

@@ -37,5 +37,5 @@ def _copied(model: torch.nn.Module, kept: Iterable[torch.Tensor]) -> torch.nn.Mo
         raise SurgeryError(
             f"the model cannot be copied: copy.deepcopy raised {type(error).__name__}: {error}.",
             "give one that copy.deepcopy takes: without locks, open files or tensors that have a gradient function, as "
-            "torch.nn.utils' weight_norm and prune leave them (remove_weight_norm and prune.remove end that).",
+            "torch.nn.utils' weight_norm, spectral_norm and prune leave them (their remove functions end that).",
         ) from error

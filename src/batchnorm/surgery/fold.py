@@ -19,6 +19,7 @@ __all__ = ["fold"]
 
 # Attempts at finding the norms that break the proof; those that have not come through by then are kept.
 _ATTEMPTS = 50
+_WRAPPERS = {"DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"}
 
 
 def fold(model: torch.nn.Module, example_inputs: Any) -> Surgery:
@@ -38,7 +39,8 @@ def fold(model: torch.nn.Module, example_inputs: Any) -> Surgery:
         norm was folded, ``kept`` why others were not.
 
     Raises:
-        SurgeryError: The model cannot be copied or raises on the inputs; or no choice of norms gives the same outputs.
+        SurgeryError: The model cannot be copied, has no values yet or raises on the inputs; or no choice of norms gives
+            the same outputs.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
@@ -71,13 +73,26 @@ def fold(model: torch.nn.Module, example_inputs: Any) -> Surgery:
 
 
 def _check(model: torch.nn.Module) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise SurgeryError(f"a {type(model).__name__} is no torch.nn.Module.", "give the module itself.")
     for path, module in model.named_modules():
+        # By name: to import them takes torch.distributed, which not every torch has.
+        if any(base.__name__ in _WRAPPERS and base.__module__.startswith("torch.") for base in type(module).__mro__):
+            name = f"model.{path}" if path else "model"
+            where = f"{path} is" if path else "the model is"
+            raise SurgeryError(
+                f"{where} a {type(module).__name__}, which is for training in several processes or on several devices.",
+                f"fold what it holds: {name}.module.",
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise SurgeryError(f"{path or 'the model'} is a torch.jit module.", "fold first, and script or trace then.")
         if any(
             torch.nn.parameter.is_lazy(state) for state in (*module._parameters.values(), *module._buffers.values())
         ):
             raise SurgeryError(f"{path} ({type(module).__name__}) has no values yet.", "call the model once before.")
+    for name, state in (*model.named_parameters(), *model.named_buffers()):
+        if state.is_meta:
+            raise SurgeryError(f"{name} is on the meta device and has no values.", "load the weights first.")
 
 
 # --- what breaks the proof -----------------------------------------------------------------------------------

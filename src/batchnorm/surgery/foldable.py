@@ -23,8 +23,10 @@ from ..nn import (
 from ..nn._base import Norm
 from .copying import copied
 from .example import call as run
+from .example import fresh
 from .folding import computes_as, scale_and_shift
 from .neighbours import Kept, Neighbours, hooked, norm_input, overridden
+from .randomness import seeded
 from .result import Outcome
 from .trace import Call, Graph, operator_name
 
@@ -79,6 +81,8 @@ def only_call(norm: torch.nn.Module, path: str, around: Neighbours) -> Call:
     times = around.counts[norm]
     if times > 1:
         raise Kept(f"it is called {times} times")
+    if _adds_its_input(calls[0]):
+        raise Kept("its residual is its own input, which would be the folded layer's")
     if norm_input(calls[0]) is None or not _is_known(calls[0]):
         raise Kept("it takes more than an input and another residual, such as a mask, or normalizes by the batch")
     around.check_state(calls[0])
@@ -97,6 +101,12 @@ def _is_known(call: Call) -> bool:
     if not others:
         return True
     return names[1:2] == ["aten.add"] and len(others) == 1 and others[0] in call.steps[1][1]
+
+
+def _adds_its_input(call: Call) -> bool:
+    """Whether a ``BatchNormAct*`` takes one value as input and as residual."""
+    names = [operator_name(target) for target, _, _ in call.steps[:2]]
+    return names == ["aten.batch_norm", "aten.add"] and call.steps[0][1][0] in call.steps[1][1]
 
 
 def _why_no_call(graph: Graph, path: str) -> str:
@@ -126,8 +136,8 @@ def call_counts(model: torch.nn.Module, graph: Graph, example_inputs: Any) -> Co
             seen[module] += 1
 
         module.register_forward_pre_hook(count)
-    with torch.random.fork_rng(), torch.no_grad():
-        run(twin, example_inputs)
+    with seeded(), torch.no_grad():
+        run(twin, fresh(example_inputs))
     return traced | seen
 
 
