@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -15,6 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from batchnorm.errors import ArgumentError
+from batchnorm.functional import batch_norm
 from batchnorm.memory import Report, lean
 from batchnorm.memory.session import sessions
 from batchnorm.ops.observers import observers
@@ -48,6 +49,24 @@ def test_a_decorator_is_a_block_at_each_call(model: Model, x: Tensor) -> None:
     assert_over()
     with pytest.raises(ArgumentError, match="with lean"):
         lean(report=True)(plain)
+
+
+def _generator() -> Iterator[None]:
+    yield
+
+
+async def _coroutine() -> None: ...
+
+
+async def _asynchronous_generator() -> AsyncIterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("function", [_generator, _coroutine, _asynchronous_generator])
+def test_a_decorator_refuses_what_only_makes_a_generator(function: Callable[[], object]) -> None:
+    """The block would be over before the first line runs."""
+    with pytest.raises(ArgumentError, match=rf"^{function.__name__} is a generator or coroutine function"):
+        lean()(function)
 
 
 def test_an_exception_restores_everything(model: Model, x: Tensor) -> None:
@@ -207,6 +226,18 @@ def test_without_gradients_there_is_nothing_to_keep(model: Model, x: Tensor) -> 
         frozen(data)
     assert report is not None
     assert report.kept_bytes_without == 0
+
+
+@pytest.mark.parametrize("what", ["input", "weight"])
+def test_inference_tensors_are_refused_in_torch_s_words(what: str, x: Tensor) -> None:
+    with torch.inference_mode():
+        data = x.clone()
+        vector = torch.ones(4)
+    weight, bias = (vector, torch.zeros(4)) if what == "weight" else (torch.ones(4), torch.zeros(4))
+    for is_lean in (True, False):
+        with lean() if is_lean else nullcontext(), pytest.raises(RuntimeError, match="cannot be saved for backward"):
+            batch_norm(data if what == "input" else x, None, None, weight, bias.requires_grad_(), training=True)
+    assert_over()
 
 
 def test_what_is_no_plain_tensor_is_kept_as_it_is(x: Tensor) -> None:

@@ -163,6 +163,64 @@ def test_kept_as_it_is(x: Tensor) -> None:
         assert torch.equal(*found)
 
 
+def _conjugate(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x).conj()
+
+
+def _follows(y: Tensor, layer: nn.Module) -> Tensor:
+    z = _conjugate(y).imag  # a negative view of y
+    return (z * z.sin()).sum() + y.exp().sum()
+
+
+def _follows_conjugate(y: Tensor, layer: nn.Module) -> Tensor:
+    z = _conjugate(y)
+    return (z * z.abs() * z).real.sum()
+
+
+def _is_input(h: Tensor, layer: nn.Module) -> Tensor:
+    loss = (h * h).sum()
+    return loss + CONV(layer(_conjugate(h).imag[..., None])).square().sum()
+
+
+def _is_residual(h: Tensor, layer: nn.Module) -> Tensor:
+    loss = (h * h).sum()
+    return loss + CONV(layer(h[..., :1].cos(), residual=_conjugate(h).imag[..., None])).square().sum()
+
+
+def _is_kept_as_a_negative_view_alone(h: Tensor, layer: nn.Module) -> Tensor:
+    z = _conjugate(h).imag
+    return z.sin().sum() + CONV(layer(h * 3, residual=h)).square().sum()
+
+
+@pytest.mark.parametrize(
+    ("forward", "normed", "recipes"),
+    [
+        (_follows, True, 0),
+        (_follows_conjugate, True, 0),
+        (_is_input, False, 0),
+        (_is_residual, False, 0),
+        (_is_residual, True, 1),
+        (_is_kept_as_a_negative_view_alone, False, 0),
+    ],
+)
+def test_negative_and_conjugate_views_keep_their_sign(
+    forward: Callable[[Tensor, nn.Module], Tensor], normed: bool, recipes: int, x: Tensor
+) -> None:
+    """Memory, size and strides do not tell them from what they are views of."""
+    first, layer, gradients = norm(), norm(activation="relu"), []
+    for is_lean in (True, False):
+        with lean(report=True) if is_lean else nullcontext() as report:
+            h = x[..., :2].contiguous() * 2
+            loss = forward(first(h) if normed else h, layer)
+        gradients.append(torch.autograd.grad(loss, x)[0])
+        if report is not None:
+            assert report.recipes == recipes
+            assert ("a negative or conjugate view" in report.reasons) == (
+                forward is not _is_kept_as_a_negative_view_alone
+            )
+    torch.testing.assert_close(*gradients)
+
+
 def test_what_is_remembered_is_bounded(x: Tensor) -> None:
     layer = norm()
     with lean():

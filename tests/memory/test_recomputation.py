@@ -16,7 +16,7 @@ from batchnorm.ops import autograd, eager
 from memory.lean_tools import CONV, Counting, is_alive, norm
 
 
-@pytest.mark.parametrize("what", ["input", "residual", "mask", "weight", "bias"])
+@pytest.mark.parametrize("what", ["input", "residual", "mask"])
 def test_what_it_is_computed_from_must_not_have_been_modified(what: str, x: Tensor) -> None:
     layer = norm(activation="relu")
     mask = torch.ones(4, 6, 5, dtype=torch.bool)
@@ -27,7 +27,7 @@ def test_what_it_is_computed_from_must_not_have_been_modified(what: str, x: Tens
     assert report is not None
     assert report.recipes == 1
     del kept
-    tensors = {"input": h, "residual": added, "mask": mask, "weight": layer.weight, "bias": layer.bias}
+    tensors = {"input": h, "residual": added, "mask": mask}
     version = tensors[what]._version
     with torch.no_grad():
         tensors[what].mul_(2) if what != "mask" else mask.logical_not_()
@@ -37,6 +37,37 @@ def test_what_it_is_computed_from_must_not_have_been_modified(what: str, x: Tens
         rf" the {what} of a batch norm .* is at version {version + 1}; expected version {version} instead",
     ):
         loss.backward()
+
+
+@pytest.mark.parametrize("activation", ["identity", "relu", "silu"])
+@pytest.mark.parametrize("what", ["weight", "bias"])
+@pytest.mark.parametrize("has_residual", [True, False])
+@pytest.mark.parametrize("through_the_norm", [True, False])
+def test_a_parameter_modified_is_refused_where_the_norm_needs_it(
+    what: str, activation: str, has_residual: bool, through_the_norm: bool, x: Tensor
+) -> None:
+    """Without an activation, or with its bits, nothing needs the bias: accumulated gradients may step in between."""
+    found = []
+    for is_lean in (True, False):
+        layer = norm(activation=activation)
+        with lean(report=True) if is_lean else nullcontext() as report:
+            added = x.cos()
+            loss = added.square().sum()
+            loss = loss + CONV(layer(x.sin(), added if has_residual else None)).square().sum()
+        assert report is None or report.recipes == 1
+        with torch.no_grad():
+            getattr(layer, what).add_(1)
+        try:
+            gradients: tuple[Tensor | str, ...] = torch.autograd.grad(loss, (x, CONV.weight)[not through_the_norm :])
+        except RuntimeError as error:
+            gradients = (str(error).partition(" Hint")[0],)
+        found.append(gradients)
+    if what == "weight" or not through_the_norm:
+        assert isinstance(found[1][0], str) == through_the_norm
+    if isinstance(found[1][0], str):
+        assert found[0] == found[1]
+    else:
+        torch.testing.assert_close(*found)
 
 
 def test_what_others_keep_must_not_have_been_modified(x: Tensor) -> None:
@@ -86,6 +117,49 @@ def test_a_chain_is_computed_once(x: Tensor, monkeypatch: pytest.MonkeyPatch, no
         loss.backward(retain_graph=True)
         assert len(kernel.made) == 5 * times
         assert not any(is_alive(made) for made in kernel.made)
+
+
+class _WritesIntoWhatItKept(torch.autograd.Function):
+    """Its gradient, 3 · y, is made in the memory of y."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return y.square() * 1.5
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return y.mul_(3).mul_(grad_output)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("is_chained", [True, False])
+def test_what_was_made_and_written_to_is_made_again(is_chained: bool, x: Tensor) -> None:
+    """A chain holds y when it has been written to; without one, the gradient is its memory, still alive."""
+    layer, gradients = norm(activation="silu"), []
+    for writes in (True, False):
+        with lean(report=True) if writes else nullcontext() as report:
+            y = layer(x.sin())
+            after = layer(x.cos(), residual=y).sin() if is_chained else y.cos()
+            loss = after.sum() + (_WritesIntoWhatItKept.apply(y) if writes else y.square() * 1.5).sum()
+        del y, after
+        assert report is None or report.recipes == 1 + is_chained
+        gradients.append(torch.autograd.grad(loss, x)[0])
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(1, 3)])
+def test_what_was_handed_out_twice_is_one_memory_with_one_version(part: slice, x: Tensor) -> None:
+    layer = norm(activation="silu")
+    with lean():
+        y = layer(x.sin())
+        a, b, c = y.sin(), y[part].cos(), y.cos()
+    del y
+    first, second = a.grad_fn._saved_self, b.grad_fn._saved_self  # type: ignore[union-attr]
+    assert first.untyped_storage()._cdata == second.untyped_storage()._cdata
+    expected = first.detach().clone()
+    second.detach().mul_(2)
+    assert torch.equal(c.grad_fn._saved_self, expected)  # type: ignore[union-attr]
 
 
 def test_what_is_kept_anyway_is_not_computed_again(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

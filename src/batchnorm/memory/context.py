@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -51,22 +52,29 @@ class Lean:
         if torch.compiler.is_compiling():
             return None, _COMPILED
         session = sessions.get(threading.get_ident())
-        if session is not None:
+        if session is not None and session.is_left():
+            session.drop()
+        elif session is not None:
             return session, ""
         if hooks_on_top() is not None:
             return None, OTHER_HOOKS
-        return Session(), ""
+        return Session(self), ""
+
+    def is_in(self, session: Session) -> bool:
+        """Whether it is inside a block that belongs to the session."""
+        return session in [entered for entered, _, _ in self._entered]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         session, counts, begins = self._entered.pop()
-        if counts is not None:
-            counts.close()
-        if session is not None:
+        try:
             if counts is not None:
-                session.counts.remove(counts)
-            if begins:
+                counts.close()
+                if session is not None:
+                    session.counts.remove(counts)
+        finally:
+            if session is not None and begins:
                 session.close()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
@@ -75,6 +83,17 @@ class Lean:
             raise ArgumentError(
                 "a function under lean(report=True) has no way to hand out its report.",
                 "use `with lean(report=True) as report:` around the call.",
+            )
+
+        if (
+            inspect.isgeneratorfunction(function)
+            or inspect.iscoroutinefunction(function)
+            or inspect.isasyncgenfunction(function)
+        ):
+            raise ArgumentError(
+                f"{function.__qualname__} is a generator or coroutine function: a call of it only makes the generator "
+                "or coroutine, and lean() would be over before anything in it runs.",
+                "use `with lean():` in it, around the forward pass.",
             )
 
         @functools.wraps(function)
@@ -102,7 +121,7 @@ def lean(report: bool = False) -> Lean:
         A context manager, or a decorator of what runs the forward pass. The backward pass may come later.
 
     Raises:
-        ArgumentError: ``report=True`` as a decorator.
+        ArgumentError: As a decorator: ``report=True``, or of a generator or coroutine function.
         RuntimeError: In the backward pass, as autograd raises it: what is needed has been modified in place.
 
     It does nothing inside ``torch.compile``, under other hooks for saved tensors, as inside a non-reentrant checkpoint,

@@ -87,11 +87,11 @@ class Recipe:
         dtype: Likewise.
         device: Likewise.
         kernel: Whose ``normalize`` computes it.
-        input: x; of this and the next ones, what is kept of them.
+        input: x; of this, residual and mask, what is kept of them.
         mean: As the forward pass had it.
         var: Likewise.
-        weight: gamma.
-        bias: beta.
+        weight: gamma, likewise.
+        bias: beta, likewise.
         residual: What was added.
         mask: Which positions are valid.
         eps: Added to the variance.
@@ -103,7 +103,20 @@ class Recipe:
         packed: Whether autograd has it in the place of a tensor; else it is there for other recipes alone.
     """
 
-    __slots__ = ("__weakref__", "_held", "_layer", "_made", "depth", "device", "dtype", "packed", "size", "stride")
+    __slots__ = (
+        "__weakref__",
+        "_counter",
+        "_held",
+        "_layer",
+        "_made",
+        "_version",
+        "depth",
+        "device",
+        "dtype",
+        "packed",
+        "size",
+        "stride",
+    )
 
     def __init__(
         self,
@@ -116,8 +129,8 @@ class Recipe:
         input: Part,
         mean: Tensor,
         var: Tensor,
-        weight: Kept | None,
-        bias: Kept | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
         residual: Part | None,
         mask: Part | None,
         eps: float,
@@ -130,10 +143,12 @@ class Recipe:
         self.depth: int = max((recipe.depth + 1 for recipe in behind if isinstance(recipe, Recipe)), default=0)
         self.packed = False
         self._made: StorageWeakRef | None = None
+        self._counter = torch.empty(0)  # shares the version counter of what was made, and not its memory
+        self._version = 0
         self._held: Tensor | None = None
 
     def value(self, role: str = "") -> Tensor:
-        """The output, computed again unless somebody still holds it since the last time.
+        """The output, computed again unless somebody still holds it since the last time, as it was made.
 
         Asked for by another recipe (``role``), it is held until autograd asks for it itself, which it will do soon: so
         a chain of recipes is computed once, from its end to its beginning, and not anew for each of its members.
@@ -146,20 +161,25 @@ class Recipe:
         # By its memory: autograd wraps what it is handed in a tensor of its own, and drops this one. There is no public
         # name for it; torch.multiprocessing shares tensors by the same two.
         storage = None if self._made is None else torch.UntypedStorage._new_with_weak_ptr(self._made.cdata)
+        empty = torch.empty(0, dtype=self.dtype, device=self.device)
         with torch.no_grad():
-            if storage is not None:
-                empty = torch.empty(0, dtype=self.dtype, device=self.device)
-                return empty.set_(storage, 0, self.size, self.stride)
+            # A backward pass may write into what it was handed. Setting `data` leaves the version counter as it is.
+            if storage is not None and self._counter._version == self._version:
+                again = self._counter.detach()
+                again.data = empty.set_(storage, 0, self.size, self.stride)
+                return again
             output = self._compute()
+            self._counter, self._version = output.detach(), output._version
+            self._counter.data = empty
         self._made = StorageWeakRef(output.untyped_storage())
         return output
 
     def _compute(self) -> Tensor:
         kernel, *layer, eps, activation, autocast = self._layer
-        names = ("input", "", "", "weight", "bias", "residual", "mask")
+        names = ("input", "", "", "", "", "residual", "mask")
         tensors = [
             part.value(f" the {name} of a batch norm whose output lean() computes again,")
-            if isinstance(part, Part | Kept)
+            if isinstance(part, Part)
             else part
             for name, part in zip(names, layer, strict=True)
         ]

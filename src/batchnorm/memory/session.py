@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,12 +19,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from ..activation import Activation
 from ..ops.observers import observers
-from .recipes import Autocast, Kept, Part, Recipe, autocast_of, geometry
+from .places import Output, Place, Storage
+from .recipes import Kept, Part, Recipe, autocast_of, geometry
 from .report import Counts
+
+if TYPE_CHECKING:
+    from .context import Lean
 
 __all__ = ["OTHER_HOOKS", "Session", "hooks_on_top", "sessions"]
 
-# How many recipes may stand behind one: each of them is computed again for every output further up the chain.
+# How many recipes may stand behind one: who asks for the last has all of them computed, and held until autograd asks
+# for them too.
 _LONGEST_CHAIN = 4
 
 _MODIFIED = "modified in place before it was kept"
@@ -33,6 +38,7 @@ _DETACHED = "kept by what passes no gradient on to the norm"
 _CHAIN = f"a chain of {_LONGEST_CHAIN} ends there"
 _INPUT = "nothing else keeps the norm's input"
 _RESIDUAL = "nothing else keeps the residual"
+_LAZY = "a negative or conjugate view"
 OTHER_HOOKS = "other hooks for saved tensors are active, as in a non-reentrant checkpoint: lean does nothing there"
 
 
@@ -41,47 +47,6 @@ def hooks_on_top() -> object:
     # There is no public way to ask.
     top = torch._C._autograd._top_saved_tensors_default_hooks(False)
     return None if top is None else top[0]
-
-
-class _Storage:
-    """One storage: what is kept of it now, and the output of a norm that it holds, if it does."""
-
-    __slots__ = ("kept", "output", "recipe", "reference")
-
-    def __init__(self, reference: StorageWeakRef) -> None:
-        self.reference = reference  # while this is here, no other storage gets the address
-        self.kept: weakref.ref[Kept] | None = None
-        self.recipe: weakref.ref[Recipe] | None = None
-        self.output: _Output | str | None = None  # or why there is no recipe for it
-
-
-class _Place:
-    """A tensor by its storage and strides, which keeps it no longer alive than others do."""
-
-    __slots__ = ("dtype", "geometry", "storage", "version")
-
-    def __init__(self, tensor: Tensor, storage: _Storage) -> None:
-        self.storage, self.version, self.dtype = storage, tensor._version, tensor.dtype
-        self.geometry = geometry(tensor)
-
-
-@dataclass(slots=True)
-class _Output:
-    """An output, and what it was computed from. None of the larger tensors is held here."""
-
-    place: _Place
-    device: torch.device
-    kernel: ModuleType
-    input: _Place
-    mean: Tensor
-    var: Tensor
-    weight: Kept | None
-    bias: Kept | None
-    residual: _Place | None
-    mask: _Place | None
-    eps: float
-    activation: Activation
-    autocast: Autocast
 
 
 def _unpack(packed: Kept | Part | Tensor) -> Tensor:
@@ -93,27 +58,63 @@ def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
 
 
-class Session:
-    """What one thread's outermost ``lean`` knows of storages, from its beginning to its end."""
+def _is_lazy(tensor: Tensor) -> bool:
+    # The sign is no part of the memory, nor of its strides.
+    return tensor.is_neg() or tensor.is_conj()
 
-    def __init__(self) -> None:
+
+class Session:
+    """What one thread's outermost ``lean`` knows of storages, from its beginning to its end.
+
+    Args:
+        opener: That ``lean``.
+    """
+
+    def __init__(self, opener: Lean) -> None:
         self.hooks = saved_tensors_hooks(self._pack, _unpack)
         self.counts: list[Counts] = []
-        self._storages: dict[int, _Storage] = {}
+        self._storages: dict[int, Storage] = {}
         self._sweep_at = 256
         self._thread = threading.get_ident()
+        self._opener = weakref.ref(opener)
 
     def open(self) -> None:
         """Begin; ``RuntimeError``, and nothing changed, where torch allows no hooks."""
-        self.hooks.__enter__()
-        sessions[self._thread], observers[self._thread] = self, self.observe
+        # First of all: what a Ctrl-C leaves behind is found there.
+        sessions[self._thread] = self
+        try:
+            observers[self._thread] = self.observe
+            self.hooks.__enter__()
+        except BaseException:
+            self.drop()
+            raise
 
     def close(self) -> None:
         """End, and forget."""
-        self.hooks.__exit__()
-        del sessions[self._thread], observers[self._thread]
+        try:
+            self.hooks.__exit__()
+        finally:
+            if self.is_on_top():  # a Ctrl-C came first
+                self.hooks.__exit__()
+            self._forget()
+
+    def is_left(self) -> bool:
+        """Whether its block is over, and a Ctrl-C just then kept it from being closed."""
+        opener = self._opener()
+        return opener is None or not opener.is_in(self)
+
+    def drop(self) -> None:
+        """End where nobody knows how far opening or closing came, unless other hooks lie on top of its own."""
+        if self.is_on_top():
+            self.close()
+        elif hooks_on_top() is None:
+            self._forget()
+
+    def _forget(self) -> None:
+        observers.pop(self._thread, None)
         # torch keeps the hooks, and so this object, with every tensor that went through them.
         self._storages.clear()
+        sessions.pop(self._thread, None)
 
     def is_on_top(self) -> bool:
         """Whether these hooks are the ones that autograd calls now: only the innermost are."""
@@ -147,21 +148,27 @@ class Session:
         if not recorded:
             self._storage(output).output = _NO_GRADIENT
             return
-        places = [None if tensor is None else _Place(tensor, self._storage(tensor)) for tensor in tensors]
+        if any(tensor is not None and tensor.is_inference() for tensor in tensors):
+            return  # torch is about to refuse them, in words of its own
+        if any(tensor is not None and _is_lazy(tensor) for tensor in tensors):
+            self._storage(output).output = _LAZY
+            return
+        places = [None if tensor is None else Place(tensor, self._storage(tensor)) for tensor in tensors]
         place, x, added, valid = places
         assert place is not None
         assert x is not None
         if place.geometry[2] or output.untyped_storage().nbytes() != output.numel() * output.element_size():
             return  # not all of its memory, so a recipe would not make what its neighbours there need
-        place.storage.output = _Output(
+        place.storage.output = Output(
             place,
             output.device,
             kernel,
             x,
             mean.detach(),
             var.detach(),
-            None if weight is None else Kept(weight),
-            None if bias is None else Kept(bias),
+            # Copies: the norm itself keeps what its gradient needs of them, and refuses what has been modified.
+            None if weight is None else weight.detach().clone(),
+            None if bias is None else bias.detach().clone(),
             added,
             valid,
             eps,
@@ -169,14 +176,14 @@ class Session:
             autocast_of(output.device),
         )
 
-    def _storage(self, tensor: Tensor) -> _Storage:
+    def _storage(self, tensor: Tensor) -> Storage:
         storage = tensor.untyped_storage()
         known = self._storages.get(storage._cdata)
         if known is None:
             if len(self._storages) >= self._sweep_at:
                 self._storages = {k: s for k, s in self._storages.items() if not s.reference.expired()}
                 self._sweep_at = 2 * len(self._storages) + 256
-            known = self._storages[storage._cdata] = _Storage(StorageWeakRef(storage))
+            known = self._storages[storage._cdata] = Storage(StorageWeakRef(storage))
         return known
 
     def _pack(self, tensor: Tensor) -> Kept | Part | Tensor:
@@ -191,16 +198,19 @@ class Session:
             packed: Kept | Part = Part(found, *geometry(tensor))
         else:
             packed = Kept(tensor)
-            storage.kept = weakref.ref(packed)
+            if not _is_lazy(tensor):
+                storage.kept = weakref.ref(packed)
         for count in self.counts:
             count.keep(tensor, isinstance(found, Recipe), found if isinstance(found, str) else "")
         return packed
 
-    def _instead(self, tensor: Tensor, storage: _Storage) -> Recipe | str:
+    def _instead(self, tensor: Tensor, storage: Storage) -> Recipe | str:
         """The recipe that is kept in the tensor's place, or why there is none."""
         output = storage.output
         if output is None or isinstance(output, str):
             return output or ""
+        if _is_lazy(tensor):
+            return _LAZY
         if tensor._version != output.place.version:
             return _MODIFIED
         if not tensor.requires_grad:
@@ -211,7 +221,7 @@ class Session:
             return ""  # kept already
         return self._recipe(storage, output, _LONGEST_CHAIN)
 
-    def _recipe(self, storage: _Storage, output: _Output, links: int) -> Recipe | str:
+    def _recipe(self, storage: Storage, output: Output, links: int) -> Recipe | str:
         """How the output is computed again with at most so many recipes behind it, or why it is not."""
         if links < 0:
             return _CHAIN
@@ -245,7 +255,7 @@ class Session:
             autocast=output.autocast,
         )
 
-    def _part(self, place: _Place, links: int, missing: str) -> Part | str:
+    def _part(self, place: Place, links: int, missing: str) -> Part | str:
         """What a recipe needs, where something else keeps it, or it has a recipe of its own."""
         storage = place.storage
         kept = None if storage.kept is None else storage.kept()
@@ -253,7 +263,7 @@ class Session:
         source: Kept | Recipe | str = missing
         if kept is not None and kept.version == place.version and kept.tensor.dtype == place.dtype:
             source = kept
-        elif isinstance(output, _Output) and (output.place.version, output.place.dtype) == (place.version, place.dtype):
+        elif isinstance(output, Output) and (output.place.version, output.place.dtype) == (place.version, place.dtype):
             source = self._recipe(storage, output, links - 1)
             if isinstance(source, Recipe):
                 storage.recipe = weakref.ref(source)
