@@ -11,7 +11,8 @@ from torch import Tensor
 
 import batchnorm
 from batchnorm.errors import SurgeryError
-from batchnorm.surgery.trace import Call, Graph, trace
+from batchnorm.surgery.graph import Call, Graph
+from batchnorm.surgery.trace import trace
 
 
 def x(*shape: int) -> Tensor:
@@ -69,19 +70,20 @@ def test_who_reads_what(training):
 def test_a_call_names_the_models_own_module_and_its_operators():
     model = torch.nn.Sequential(Block(), torch.nn.LeakyReLU(0.2))
     graph = trace(model, x())
-    assert [call.module for call in graph.calls_of("0.act")] == [model[0].act, model[0].act]
-    assert graph.calls_of("1")[0].step("aten.leaky_relu")[0][1] == 0.2
-    norm = graph.calls_of("0.norm1")[0]
+    assert [call.module for call in graph.calls_of(model[0].act)] == [model[0].act, model[0].act]
+    assert graph.calls_of(model[1])[0].step("aten.leaky_relu")[0][1] == 0.2
+    norm = graph.calls_of(model[0].norm1)[0]
     assert {value.state for value in norm.reads if value.state} >= {"0.norm1.weight", "0.norm1.running_var"}
     assert norm.gives[0].shape == (2, 4)
     assert norm.gives[0].dtype is torch.float32
 
 
 def test_what_is_changed_in_place_is_named():
-    graph = trace(Block(), x())
+    block = Block()
+    graph = trace(block, x())
     assert [call.writes == [call.inputs[0]] for call in graph.calls if str(call) == "aten.add"] == [True]
-    assert all(call.writes == [call.inputs[0]] for call in graph.calls_of("act"))
-    assert not graph.calls_of("first")[0].writes
+    assert all(call.writes == [call.inputs[0]] for call in graph.calls_of(block.act))
+    assert not graph.calls_of(block.first)[0].writes
 
 
 def test_this_librarys_layers_are_one_call():
@@ -119,8 +121,8 @@ class Sizes(torch.nn.Module):
 
 
 def test_who_asks_for_sizes_alone_reads_nothing():
-    graph = trace(Sizes(), x(2, 3, 4))
-    (output,) = graph.calls_of("linear")[0].gives
+    model = Sizes()
+    (output,) = trace(model, x(2, 3, 4)).calls_of(model.linear)[0].gives
     assert [str(reader) for reader in output.readers] == ["aten.flatten"]
 
 

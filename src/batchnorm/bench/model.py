@@ -14,7 +14,6 @@ from ..errors import ArgumentError
 from ..memory import lean
 from ..nn import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from ..surgery.copying import copied
-from ..surgery.example import fresh
 from ..surgery.fold import fold
 from ..surgery.fuse import fuse
 from ..surgery.proof import Results, distance
@@ -166,8 +165,8 @@ class _Training:
     def judge(self, name: str, step: Step) -> None:
         """Runs a step, which moves, on the example; raises ``Wrong``."""
         if self.gate is None:
-            self.gate = Gate(replace(self.given, inputs=fresh(self.model.example)))
-        self.found[name] = self.gate.results(replace(step, inputs=fresh(self.model.example)))
+            self.gate = Gate(replace(self.given, inputs=self.model.example))
+        self.found[name] = self.gate.results(replace(step, inputs=self.model.example))
         roundings = 0.0 if self.fused is None else self.fused.errors.by_dtype.get("float64", 0.0)
         verdict = self.gate.judge(self.found[name], roundings)
         self.race.note(name, tolerance_share=verdict.worst)

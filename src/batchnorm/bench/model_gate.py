@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ..surgery.example import fresh
 from ..surgery.proof import Results, Standard, results
 from .gate import Verdict
 from .step import Step
@@ -34,8 +33,7 @@ class Gate:
             given.module,
             given.inputs,
             gradients=True,
-            run=lambda module, inputs: _seen(replace(given, module=module, inputs=fresh(inputs))),  # it may change them
-            by_inputs=False,
+            run=lambda module, inputs: _seen(replace(given, module=module, inputs=inputs)),
         )
 
     def results(self, step: Step) -> Results:
@@ -45,7 +43,7 @@ class Gate:
         with torch.no_grad():
             for name, buffer in module.named_buffers():
                 buffer.copy_(self.buffers[name])
-        return results(module, step.inputs, gradients=True, run=lambda *_: _seen(step), by_inputs=False)
+        return results(module, step.inputs, gradients=True, run=lambda _, inputs: _seen(replace(step, inputs=inputs)))
 
     def judge(self, found: Results, double_error: float = 0.0) -> Verdict:
         """Whether that passes, as :class:`batchnorm.surgery.proof.Standard` says.

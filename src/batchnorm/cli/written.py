@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import torch
 
 from ..errors import ArgumentError, SurgeryError
 from ..surgery.example import arguments, said
+from ..surgery.exported import quiet
 
 __all__ = ["check", "write"]
 
@@ -47,7 +44,7 @@ def write(model: torch.nn.Module, example_inputs: Any, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as aside:
         whole = Path(aside) / path.name
         try:
-            with _quiet():
+            with quiet():
                 _FORMS[path.suffix.lower()](model, example_inputs, whole)
         except OSError:
             raise
@@ -62,19 +59,6 @@ def _cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporters warn of what is theirs, and print at length what they then raise."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _onnx(model: torch.nn.Module, example_inputs: Any, path: Path) -> None:

@@ -16,11 +16,11 @@ from ..errors import ArgumentError, SurgeryError
 from .copying import copied
 from .foldable import is_norm, is_plain, only_call
 from .folding import Parameters, folded_after, folded_before, pads, parameters, put, scale_and_shift
+from .graph import Call, Graph
 from .neighbours import Kept, Neighbours
 from .proof import Errors, prove
 from .result import Outcome
 from .stored import Stored
-from .trace import Call, Graph
 
 __all__ = ["Attempt", "Plan", "SumAndActivation"]
 

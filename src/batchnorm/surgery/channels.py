@@ -12,7 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .trace import Call, Value, operator_name
+from .graph import Call, Value, operator_name
 
 __all__ = ["carried", "passed"]
 

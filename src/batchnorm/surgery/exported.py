@@ -18,7 +18,7 @@ from .example import said
 from .graph import Call, Graph, Value, operator_name
 from .randomness import seeded
 
-__all__ = ["append"]
+__all__ = ["append", "quiet"]
 
 # These ask for the sizes or the dtype of an argument, by its place, and never for its values.
 _SIZES_OF = {
@@ -34,7 +34,7 @@ def append(
 ) -> str:
     """Adds the calls of a module that traces whole; else says why it does not."""
     try:
-        with _quiet(), seeded():
+        with quiet(), seeded():
             program = torch.export.export(module, positional, named, strict=False)
     except Exception as error:  # export raises what the model's code does, and many kinds of its own
         return said(error)
@@ -48,7 +48,7 @@ def _is_leaf(module: torch.nn.Module) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Export logs and prints, at length, what it then raises."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

@@ -25,10 +25,10 @@ from .copying import copied
 from .example import call as run
 from .example import fresh
 from .folding import computes_as, scale_and_shift
+from .graph import Call, Graph, operator_name
 from .neighbours import Kept, Neighbours, hooked, norm_input, overridden
 from .randomness import seeded
 from .result import Outcome
-from .trace import Call, Graph, operator_name
 
 __all__ = ["ACTIVATED", "PLAIN", "call_counts", "functional", "is_norm", "is_plain", "only_call"]
 
@@ -75,7 +75,7 @@ def only_call(norm: torch.nn.Module, path: str, around: Neighbours) -> Call:
         raise Kept("it has a method of its own, put on the object")
     if not all(bool(each.isfinite().all()) for each in scale_and_shift(norm)):
         raise Kept("its scale and shift are not finite")
-    calls = [call for call in around.graph.calls if call.module is norm]
+    calls = around.graph.calls_of(norm)
     if not calls:
         raise Kept(_why_no_call(around.graph, path))
     times = around.counts[norm]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..activation import IDENTITY, Activation
-from .trace import Call, Graph, Value
+from .graph import Call, Graph, Value
 
 __all__ = ["Following", "activation_of", "what_follows"]
 

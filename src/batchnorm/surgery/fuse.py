@@ -25,10 +25,11 @@ from ..nn._norm_call import watch
 from .copying import copied, shared
 from .example import call, fresh, said
 from .follow import Following, what_follows
+from .graph import Graph
 from .proof import Errors, prove
 from .randomness import seeded
 from .result import Outcome, Surgery
-from .trace import Graph, trace
+from .trace import trace
 
 __all__ = ["fuse"]
 
@@ -222,7 +223,7 @@ def _why(norm: _Norm, error: Exception) -> str:
 
 
 def _following(layer: torch.nn.Module, graph: Graph) -> Following:
-    calls = [each for each in graph.calls if each.module is layer]
+    calls = graph.calls_of(layer)
     if len(calls) > 1:
         return Following(f"it is called {len(calls)} times")
     if not calls:

@@ -94,9 +94,9 @@ class Graph:
     calls: list[Call] = field(default_factory=list)
     uncertain: dict[str, str] = field(default_factory=dict)
 
-    def calls_of(self, path: str) -> list[Call]:
-        """The calls of the module without children at a path."""
-        return [call for call in self.calls if call.module is not None and call.path == path]
+    def calls_of(self, module: torch.nn.Module) -> list[Call]:
+        """The calls of a module without children, whatever paths lead to it."""
+        return [call for call in self.calls if call.module is module]
 
 
 def operator_name(target: Any) -> str:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from .channels import carried, passed
 from .folding import LAYERS, Kind, kind_of
-from .trace import Call, Graph, Value
+from .graph import Call, Graph, Value
 
 __all__ = ["Kept", "Neighbours", "hooked", "norm_input", "overridden"]
 

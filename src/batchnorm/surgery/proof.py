@@ -203,7 +203,6 @@ def results(
     *,
     gradients: bool,
     run: Callable[[torch.nn.Module, Any], Any] = call,
-    by_inputs: bool = True,
 ) -> Results:
     """Runs a model, which moves, from one fixed seed.
 
@@ -214,9 +213,8 @@ def results(
         example_inputs: What it is called with.
         gradients: Whether there is a backward pass.
         run: Calls a model with such inputs, and gives what counts as its output.
-        by_inputs: Whether gradients by the inputs are taken too.
     """
-    inputs = fresh(example_inputs) if by_inputs else example_inputs
+    inputs = fresh(example_inputs)
     leaves = {
         **{f"input {place}": leaf for place, leaf in enumerate(tree_leaves(inputs)) if isinstance(leaf, Tensor)},
         **dict(model.named_parameters()),

@@ -22,10 +22,10 @@ from ..errors import SurgeryError
 from .copying import copied
 from .example import arguments, fresh, said
 from .exported import append
-from .graph import Call, Graph, Value, operator_name
+from .graph import Graph
 from .randomness import seeded
 
-__all__ = ["Call", "Graph", "Value", "operator_name", "trace"]
+__all__ = ["trace"]
 
 _Runs = dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]]
 
