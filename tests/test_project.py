@@ -36,6 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "nn": {"functional", "ops", "activation", "errors"},
     "memory": {"ops", "activation", "errors"},
     "surgery": {"nn", "functional", "ops", "activation", "errors"},
+    "population": {"nn", "functional", "ops", "activation", "errors"},
     "batchnorm": {  # __init__.py
         "_version",
         "errors",
@@ -46,6 +47,7 @@ ROOMS: dict[str, set[str]] = {
         "optim",
         "memory",
         "surgery",
+        "population",
     },
     "study": {
         "batchnorm",
@@ -158,7 +160,7 @@ def test_imports_point_one_way(path):
         ("nn/fused.py", "from ..reference import forward"),
         ("nn/fused.py", "from batchnorm import BatchNorm1d"),
         ("study/claims/convergence.py", "from ...cli import main"),
-        ("functional.py", "import scipy.stats"),
+        ("functional/plain.py", "import scipy.stats"),
         ("report/page.py", "import rich"),
     ],
 )
@@ -171,7 +173,19 @@ def test_importing_the_library_imports_no_tool():
     packages = {name.split(".")[0] for name in loaded}
     assert packages.isdisjoint({"typer", "rich", "plotly", "sklearn", "scipy", "mlxtend", "pandas", "matplotlib"})
     rooms = {name.split(".")[1] for name in loaded if name.startswith("batchnorm.")}
-    assert rooms == ROOMS["batchnorm"]
+    assert rooms == ROOMS["batchnorm"] - set(batchnorm._LATER)
+
+
+def test_what_is_imported_later_is_there_when_asked_for():
+    """Under the name that the room has for it, listed by dir() and taken by `import *`."""
+    for room, names in batchnorm._LATER.items():
+        code = f"import batchnorm; [print(getattr(batchnorm, name).__module__) for name in {names!r}]"
+        assert all(line.startswith(f"batchnorm.{room}.") for line in run_python(code).split())
+        assert set(names) <= set(importlib.import_module(f"batchnorm.{room}").__all__)
+        assert {room, *names} <= set(dir(batchnorm))
+    assert run_python("from batchnorm import *; print(fold.__name__)") == "fold\n"
+    with pytest.raises(AttributeError, match="no attribute 'fould'"):
+        batchnorm.fould  # noqa: B018
 
 
 def test_importing_the_library_warns_of_nothing():
@@ -219,5 +233,7 @@ def test_public_names_exist_and_are_documented(name):
 def test_the_top_level_lists_what_it_imports():
     """A name that the package imports for its users is in ``__all__``, so ``import *`` and the docs have it."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert imported == set(batchnorm.__all__)
+    ours = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    assert {alias.name for node in ours for alias in node.names} == set(batchnorm.__all__)
+    later = {name for names in batchnorm._LATER.values() for name in names}
+    assert later == {alias.name for node in ours if node not in tree.body for alias in node.names}

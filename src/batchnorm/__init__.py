@@ -1,5 +1,8 @@
 """Batch normalization for PyTorch, done completely."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from . import errors, functional, nn, ops
 from ._version import __version__
 from .activation import Activation
@@ -21,7 +24,9 @@ from .nn import (
 )
 from .ops import backends
 from .optim import parameter_groups
-from .surgery import fold, fuse
+
+if TYPE_CHECKING:
+    from .surgery import fold, fuse
 
 __all__ = [
     "Activation",
@@ -49,3 +54,21 @@ __all__ = [
     "ops",
     "parameter_groups",
 ]
+
+# What works on whole models is imported when it is first used: `import batchnorm` stays quick.
+_LATER: dict[str, tuple[str, ...]] = {"population": (), "surgery": ("fold", "fuse")}
+_ROOM_OF = {name: room for room, names in _LATER.items() for name in (room, *names)}
+
+
+def __getattr__(name: str) -> object:
+    room = _ROOM_OF.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f".{room}", __name__)
+    value: object = module if name == room else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOM_OF})

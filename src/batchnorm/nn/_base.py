@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.fx
@@ -14,9 +14,21 @@ from ..errors import ArgumentError, ShapeError
 from ..functional import Nonfinite, batch_norm, check_nonfinite
 from ._tracing import as_one_node
 
-__all__ = ["Norm", "State"]
+__all__ = ["Norm", "Sink", "State"]
 
 State: TypeAlias = "tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]"
+
+
+class Sink(Protocol):
+    """What takes a layer's batches in place of its running buffers, while ``accumulate_statistics`` is on."""
+
+    def buffers(
+        self, input: Tensor, mask: Tensor | None, mean: Tensor, var: Tensor, seen: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and count for one call to move in their place, from 0 and by the cumulative average."""
+
+    def counted(self, count: Tensor) -> None:
+        """The last call's statistics are of ``count`` values a channel, of more than its own input (other ranks)."""
 
 
 class Norm(_NormBase):
@@ -26,7 +38,12 @@ class Norm(_NormBase):
     """
 
     dims: tuple[int, ...]
-    nonfinite: Nonfinite = "skip"  # on the class: layers pickled before it existed have none
+    # On the class: layers pickled before these existed have none.
+    nonfinite: Nonfinite = "skip"
+    _sink: Sink | None = None
+
+    # The function behind the layer. A subclass that normalises otherwise has a method of this signature.
+    _batch_norm = staticmethod(batch_norm)
 
     def __init__(
         self,
@@ -114,7 +131,10 @@ class Norm(_NormBase):
             training = True
         if momentum is None and seen is None:
             momentum = 0.0  # a layer without a count of its batches leaves its buffers as they are, as torch's does
-        return batch_norm(
+        if self._sink is not None and training and mean is not None and var is not None:
+            mean, var, seen = self._sink.buffers(input, mask, mean, var, seen)
+            momentum = None
+        return self._batch_norm(
             input,
             mean,
             var,
