@@ -14,6 +14,7 @@ from ..errors import ArgumentError
 from ..memory import lean
 from ..nn import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
 from ..surgery.copying import copied
+from ..surgery.example import said
 from ..surgery.fold import fold
 from ..surgery.fuse import fuse
 from ..surgery.proof import Results, distance
@@ -30,7 +31,7 @@ from .peers.compiled import why_no_compiler
 from .race import Race, Run, Wrong
 from .row import INFERENCE, MODEL, Row
 from .shares import shares
-from .step import Step, load, raised
+from .step import Step, load
 
 __all__ = ["Model", "measure_model", "prepare"]
 
@@ -97,7 +98,7 @@ def measure_model(model: Model, peers: Sequence[Peer], rounds: int) -> list[Row]
     try:
         model.given.step()
     except Exception as error:
-        raise TargetError(f"{model.target}: its step {raised(error)}") from error
+        raise TargetError(f"{model.target}: its step raised {said(error)}.") from error
     training = Race(model.target, MODEL, FUSE, environment)
     _Training(model, training).enter(peers)
     rows = training.timed(rounds)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..surgery.example import arguments
+from ..surgery.example import arguments, said
 from ..targets import TargetError, resolve
 
-__all__ = ["Step", "load", "raised"]
+__all__ = ["Step", "load"]
 
 _CONTRACT = "name a callable without arguments that returns (module, inputs) or (module, inputs, loss)."
 
@@ -90,17 +90,6 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def raised(error: BaseException) -> str:
-    """What a user's own code raised, as the end of a sentence: another may follow it.
-
-    Example:
-        >>> raised(ValueError("not today")), raised(KeyError())
-        ('raised ValueError: not today.', 'raised KeyError.')
-    """
-    said = ": ".join(filter(None, (type(error).__name__, str(error).rstrip())))
-    return f"raised {said}" if said.endswith((".", "!", "?")) else f"raised {said}."
-
-
 def load(target: str) -> Step:
     """The training step that a target names.
 
@@ -118,7 +107,7 @@ def load(target: str) -> Step:
         try:
             found = found()
         except (Exception, SystemExit) as error:
-            raise TargetError(f"{target}: calling it {raised(error)}", _CONTRACT) from error
+            raise TargetError(f"{target}: calling it raised {said(error)}.", _CONTRACT) from error
     parts = found if isinstance(found, tuple) else (found,)
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], torch.nn.Module):
         what = ", ".join(type(part).__name__ for part in parts)

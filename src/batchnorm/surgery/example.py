@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["arguments", "call", "fresh", "said"]
+from ..errors import SurgeryError
+
+__all__ = ["arguments", "call", "fresh", "said", "what_went_wrong"]
 
 
 def arguments(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -50,3 +52,8 @@ def said(error: BaseException) -> str:
     """What an error says, on one line without a period: its kind and its first line."""
     first = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def what_went_wrong(error: Exception) -> str:
+    """Why a rewritten model will not do, without a period: a proof's words, or what the model raised."""
+    return error.problem.rstrip(".") if isinstance(error, SurgeryError) else f"the model raises {said(error)}"

@@ -9,7 +9,7 @@ import torch
 from ..errors import SurgeryError
 from .attempt import Attempt, Plan
 from .copying import copied
-from .example import said
+from .example import what_went_wrong
 from .foldable import call_counts, functional
 from .proof import prove
 from .result import Surgery
@@ -118,16 +118,14 @@ def _culprits(plan: Plan, folded: list[str], error: Exception) -> dict[str, str]
             except Exception as other:
                 errors[tuple(paths)] = other
         if len(paths) == 1 or attempts == _ATTEMPTS:
-            found |= dict.fromkeys(paths, f"folded, {_said(errors.get(tuple(paths), error))}")
+            found |= dict.fromkeys(paths, f"folded, {what_went_wrong(errors.get(tuple(paths), error))}")
         else:
             middle = len(paths) // 2
             waiting += [paths[:middle], paths[middle:]]
     return found
 
 
-def _said(error: Exception) -> str:
-    return error.problem.rstrip(".") if isinstance(error, SurgeryError) else f"the model raises {said(error)}"
-
-
 def _wrong(error: Exception) -> SurgeryError:
-    return SurgeryError(f"the model cannot be folded: {_said(error)}.", "please report the model; it is as it was.")
+    return SurgeryError(
+        f"the model cannot be folded: {what_went_wrong(error)}.", "please report the model; it is as it was."
+    )

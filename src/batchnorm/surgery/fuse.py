@@ -23,7 +23,7 @@ from ..nn import (
 )
 from ..nn._norm_call import watch
 from .copying import copied, shared
-from .example import call, fresh, said
+from .example import call, fresh, said, what_went_wrong
 from .follow import Following, what_follows
 from .graph import Graph
 from .proof import Errors, prove
@@ -218,8 +218,7 @@ class _Attempt:
 
 def _why(norm: _Norm, error: Exception) -> str:
     what = f"computed with {norm.following.words}" if norm.action == "fused" else "computed by this library"
-    said_of = error.problem.rstrip(".") if isinstance(error, SurgeryError) else f"the model raises {said(error)}"
-    return f"{what}, {said_of}"
+    return f"{what}, {what_went_wrong(error)}"
 
 
 def _following(layer: torch.nn.Module, graph: Graph) -> Following:
