@@ -49,6 +49,8 @@ PyObject* direct_prepare(PyObject*, PyObject*) { Py_RETURN_NONE; }
 PyObject* direct_train(PyObject*, PyObject* const*, Py_ssize_t) { Py_RETURN_FALSE; }
 PyObject* direct_normalize(PyObject*, PyObject* const*, Py_ssize_t) { Py_RETURN_FALSE; }
 PyObject* direct_backward(PyObject*, PyObject* const*, Py_ssize_t) { Py_RETURN_FALSE; }
+PyObject* direct_train_parts(PyObject*, PyObject* const*, Py_ssize_t) { Py_RETURN_FALSE; }
+PyObject* direct_backward_parts(PyObject*, PyObject* const*, Py_ssize_t) { Py_RETURN_FALSE; }
 }
 """
 

@@ -196,3 +196,19 @@ def test_a_result_that_nobody_reads_moves_the_statistics():
     fusing(data()), plain(data())
     for ours, theirs in zip(fusing.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_a_norm_takes_the_output_of_one_that_waits_as_input_and_as_residual():
+    """Found by converting: our operators were handed a tensor without values."""
+    ours = [batchnorm.FusingBatchNorm2d(4), batchnorm.FusingBatchNorm2d(4), batchnorm.BatchNormAct2d(4)]
+    plain = [torch.nn.BatchNorm2d(4) for _ in ours]
+    x = torch.randn(8, 4, 5, 5)
+    results = []
+    for first, second, third in (ours, plain):
+        input = x.clone().requires_grad_()
+        waits = first(input)
+        fused = third is ours[2]
+        output = third(second(waits), waits) if fused else torch.relu(third(second(waits)) + waits)
+        results.append((output, torch.autograd.grad(output.square().sum(), input)[0], first.running_var))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -28,13 +28,19 @@ def example(n, *, masked=False, seed=0):
     return generator.normal(1.0, 2.0, shape), arguments, generator.normal(size=shape)
 
 
-@pytest.mark.parametrize("n", range(8))
-@pytest.mark.parametrize("ghost_size", [1, 2, 3, 10])
-def test_ghost_batches_cover_the_batch_once_in_order(n, ghost_size):
-    groups = list(ghost_batches(n, ghost_size))
+@pytest.mark.parametrize("n", range(12))
+@pytest.mark.parametrize("ghost_size", [1, 2, 3, 5, 20])
+@pytest.mark.parametrize("least", [1, 2])
+def test_ghost_batches_cover_the_batch_once_in_order_and_evenly(n, ghost_size, least):
+    groups = list(ghost_batches(n, ghost_size, least))
     assert [index for group in groups for index in range(n)[group]] == list(range(n))
-    assert all(group.stop - group.start == ghost_size for group in groups[:-1])
-    assert n == 0 or groups[-1].stop == n
+    sizes = [group.stop - group.start for group in groups]
+    assert max(sizes, default=0) - min(sizes, default=0) <= 1
+    assert min(sizes, default=n) >= min(n, least)
+    fewest = -(-n // ghost_size)
+    if least <= ghost_size and n >= least * fewest:
+        assert len(sizes) == fewest
+        assert max(sizes, default=0) <= ghost_size
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
@@ -45,8 +51,7 @@ def test_each_group_is_the_plain_transform(n, masked):
     y, kept = ghost_forward(x, **arguments, ghost_size=ghost_size, activation="silu")
     gradients = ghost_backward(dy, kept)
     weight, bias = np.zeros(2), np.zeros(2)
-    for start in range(0, n, ghost_size):
-        group = slice(start, start + ghost_size)
+    for group in {6: [slice(0, 3), slice(3, 6)], 7: [slice(0, 3), slice(3, 5), slice(5, 7)], 2: [slice(0, 2)]}[n]:
         own = {**arguments, "residual": arguments["residual"][group]}
         own["mask"] = None if arguments["mask"] is None else arguments["mask"][group]
         plain_y, saved = forward(x[group], **own, activation="silu")
@@ -87,10 +92,12 @@ def test_without_weight_bias_or_residual_there_is_no_gradient_of_them():
     assert gradients.residual is None
 
 
-def test_a_remainder_of_one_sample_gives_the_bias():
-    x = np.random.default_rng(1).normal(size=(5, 3))
-    y, _ = ghost_forward(x, bias=[1.0, 2.0, 3.0], ghost_size=2)
-    assert_allclose(y[4], [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("spatial", [(), (1,), (1, 1)])
+def test_no_ghost_batch_of_one_value_while_that_can_be_avoided(spatial):
+    x = np.random.default_rng(1).normal(size=(5, 3, *spatial))
+    kept = ghost_forward(x, ghost_size=1)[1]
+    assert kept.groups == [slice(0, 3), slice(3, 5)]
+    assert ghost_forward(x[:1], bias=[1.0, 2.0, 3.0], ghost_size=1)[0].ravel().tolist() == [1.0, 2.0, 3.0]
 
 
 def test_running_statistics_move_once_a_ghost_batch():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import ops
 from ..activation import ActivationLike, as_activation
+from ..ops import batch_norm as normalize_by_batch
+from ..ops import direct_kernels, normalize
 from .checks import Nonfinite, check_values, checked_tensors
 
 __all__ = ["batch_norm"]
@@ -76,6 +77,7 @@ def batch_norm(
     running buffers alone, which have seen this batch. Nothing here waits for the device.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[1.0, 10.0], [3.0, 30.0]])
         >>> batch_norm(x, None, None, training=True, activation="relu").round(decimals=3)
         tensor([[0., 0.],
@@ -87,7 +89,7 @@ def batch_norm(
     """
     activation = as_activation(activation)
     check_values(input, running_mean, running_var, training, momentum, eps, nonfinite, num_batches_tracked)
-    kernel = ops.direct_kernels(input, mask, training)
+    kernel = direct_kernels(input, mask, training)
     # Compiled kernels check the tensors themselves, which Python would take 2 µs for, a sixth of a call on a small
     # input. What may have to be converted first, and a mask, is for Python all the same.
     unchecked = (
@@ -100,7 +102,7 @@ def batch_norm(
         residual, mask = checked_tensors(input, running_mean, running_var, weight, bias, training, residual, mask)
     try:
         if training:
-            return ops.batch_norm(
+            return normalize_by_batch(
                 kernel,
                 input,
                 weight,
@@ -117,7 +119,7 @@ def batch_norm(
             )
         assert running_mean is not None
         assert running_var is not None
-        return ops.normalize(kernel, input, running_mean, running_var, weight, bias, residual, mask, eps, activation)
+        return normalize(kernel, input, running_mean, running_var, weight, bias, residual, mask, eps, activation)
     except RuntimeError:
         if unchecked:
             # A kernel refuses before it writes anything; these say in more words what is wrong.

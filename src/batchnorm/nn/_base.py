@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeGuard
 
 import torch
 import torch.fx
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..activation import ActivationLike
 from ..errors import ArgumentError, ShapeError
 from ..functional import Nonfinite, batch_norm, check_nonfinite
 from ._tracing import as_one_node
 
-__all__ = ["Norm", "Sink", "State"]
+__all__ = ["Norm", "Sink", "State", "is_batch_norm"]
 
 State: TypeAlias = "tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]"
+
+
+def is_batch_norm(module: torch.nn.Module) -> TypeGuard[_NormBase]:
+    """Whether a module is a batch norm of torch's or ours, or of a class derived from one.
+
+    Instance norms, which share torch's base, are none: their statistics are of one sample.
+    """
+    return isinstance(module, _NormBase) and not isinstance(module, _InstanceNorm)
 
 
 class Sink(Protocol):
@@ -93,6 +103,10 @@ class Norm(_NormBase):
     ) -> Tensor:
         if isinstance(input, torch.fx.Proxy):
             return as_one_node(self, input, residual=residual, mask=mask)
+        if has_torch_function_variadic(input, residual):
+            # As torch's functions do: of a norm that waits, the operators below would get a tensor without values.
+            watched = (input, residual)
+            return handle_torch_function(Norm._normalize, watched, self, input, residual, mask, activation)
         if input.dim() not in self.dims:
             self._check_input_dim(input)
         return self._by_state(self._state(), input, residual, mask, activation, self.training)

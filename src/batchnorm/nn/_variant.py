@@ -12,7 +12,7 @@ from ..activation import IDENTITY, Activation, ActivationLike, as_activation
 from ..functional import Nonfinite
 from ._base import Norm
 
-__all__ = ["Variant", "without_activation"]
+__all__ = ["Variant", "by_name", "without_activation"]
 
 
 class Variant(Norm):
@@ -24,7 +24,7 @@ class Variant(Norm):
     """
 
     _plain: ClassVar[type[Variant] | None] = None
-    activation: Activation = IDENTITY
+    activation: Activation
 
     def __new__(cls, *arguments: Any, activation: ActivationLike = None, **others: Any) -> Variant:
         """The class itself, or its form without an activation."""
@@ -53,9 +53,7 @@ class Variant(Norm):
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The form without an activation has no name of its own to be found by.
         state: list[Any] = list(super().__reduce_ex__(max(protocol, 2)))[2:]
-        cls = type(self)
-        bases = [base for base in cls.__mro__ if base.__dict__.get("_plain") is cls]
-        return (_empty, (bases[0], True) if bases else (cls, False), *state)
+        return (_empty, by_name(type(self)), *state)
 
     def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """``activation(norm(input) + residual)``; see :func:`batchnorm.functional.batch_norm`."""
@@ -65,6 +63,12 @@ class Variant(Norm):
         """As the plain layer's, and the activation where there is one."""
         shown = super().extra_repr()
         return shown if self.activation == IDENTITY else f"{shown}, activation={self.activation!r}"
+
+
+def by_name(cls: type[torch.nn.Module]) -> tuple[type[torch.nn.Module], bool]:
+    """The class that can be found by its name, and whether it stands for its form without an activation."""
+    bases = [base for base in cls.__mro__ if base.__dict__.get("_plain") is cls]
+    return (bases[0], True) if bases else (cls, False)
 
 
 _V = TypeVar("_V", bound=type[Variant])

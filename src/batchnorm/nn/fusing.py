@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
+from ..ops import direct_kernels
 from ._norm_call import NormCall
 from ._pending import Pending
 from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, PlainNorm
@@ -67,7 +67,7 @@ class _FusingBatchNorm(PlainNorm):
             and input.is_floating_point()
             # The output of a reentrant checkpoint, whose first pass looks like this, has to be there when it ends.
             and (torch.is_grad_enabled() or not self.training)
-            and ops.direct_kernels(input, None, self.training) is not None
+            and direct_kernels(input, None, self.training) is not None
         )
 
 

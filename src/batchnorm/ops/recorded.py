@@ -26,7 +26,7 @@ from .gradients import Backward, differentiable, gradients, keep
 from .observers import observers, tell
 from .schema import LIBRARY
 
-__all__ = ["batch_norm_in_two_calls"]
+__all__ = ["batch_norm_in_two_calls", "update_running"]
 
 
 def batch_norm_in_two_calls(
@@ -45,7 +45,7 @@ def batch_norm_in_two_calls(
     if running_mean is not None and running_var is not None:
         input, mask = layer[0], layer[4]
         buffers = (running_mean, running_var, num_batches_tracked)
-        running.track(_update_running, *buffers, input, mask, count, mean, var, momentum, skip_nonfinite)
+        running.track(update_running, *buffers, input, mask, count, mean, var, momentum, skip_nonfinite)
     return output
 
 
@@ -172,7 +172,7 @@ torch.library.register_autograd(
 )
 
 
-def _update_running(
+def update_running(
     running_mean: Tensor,
     running_var: Tensor,
     num_batches_tracked: Tensor | None,

@@ -5,6 +5,7 @@ training of neural networks" (2017, arXiv 1705.08741): the statistics of a large
 "ghost" batches, as they would be in training with small batches. Evaluation is that of the plain layer.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -25,17 +26,32 @@ class GhostSaved(NamedTuple):
     saved: list[Saved]
 
 
-def ghost_batches(batch_size: int, ghost_size: int) -> Iterator[slice]:
-    """Cut a batch into consecutive ghost batches; the last is smaller where the size does not divide.
+def ghost_batches(batch_size: int, ghost_size: int, least: int = 1) -> Iterator[slice]:
+    """Cut a batch into ⌈N / ghost_size⌉ consecutive ghost batches whose sizes differ by one at most.
+
+    Cutting off `ghost_size` samples at a time would leave a remainder last, of one sample perhaps: its statistics would
+    say next to nothing, and move the running ones like those of a whole ghost batch.
+
+    Args:
+        batch_size: N.
+        ghost_size: The most samples that a ghost batch may have.
+        least: The fewest, where N allows, before `ghost_size` has a say: 2 where a sample is one value a channel, and
+            has no variance.
 
     Example:
-        >>> list(ghost_batches(5, 2))
-        [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+        >>> [group.stop - group.start for group in ghost_batches(9, 4)]
+        [3, 3, 3]
+        >>> [group.stop - group.start for group in ghost_batches(5, 1, least=2)]
+        [3, 2]
     """
     if ghost_size < 1:
         raise ValueError(f"ghost_size is at least 1, not {ghost_size}")
-    for start in range(0, batch_size, ghost_size):
-        yield slice(start, min(start + ghost_size, batch_size))
+    parts = min(math.ceil(batch_size / ghost_size), max(1, batch_size // least))
+    start = 0
+    for part in range(parts):
+        stop = start + math.ceil((batch_size - start) / (parts - part))
+        yield slice(start, stop)
+        start = stop
 
 
 def ghost_forward(
@@ -51,7 +67,7 @@ def ghost_forward(
 ) -> tuple[Array, GhostSaved]:
     """The transform of `forward` on each ghost batch by itself; γ and β are shared.
 
-    A remainder of a single fully connected sample has variance 0 and gives activation(β + residual).
+    Where a sample is one value a channel, a ghost batch has two samples or more (`ghost_batches`).
 
     Args:
         x: Input, (N, C, *spatial).
@@ -71,7 +87,8 @@ def ghost_forward(
     values, added = double(x), double_or_none(residual)  # (N, C, *spatial)
     valid = checked_mask(mask, values)  # (N, *spatial)
     y = np.empty_like(values)  # (N, C, *spatial)
-    kept = GhostSaved(list(ghost_batches(len(values), ghost_size)), [])
+    least = 2 if math.prod(values.shape[2:]) == 1 else 1
+    kept = GhostSaved(list(ghost_batches(len(values), ghost_size, least)), [])
     for group in kept.groups:
         y[group], saved = forward(  # (g, C, *spatial)
             values[group],  # (g, C, *spatial)

@@ -18,7 +18,7 @@ from ..bits import bits_size
 from ..eager import statistics_dtype
 from . import _kernels
 
-__all__ = ["CHECKS_TENSORS", "backward", "forward", "normalize", "train"]
+__all__ = ["CHECKS_TENSORS", "backward", "backward_parts", "forward", "normalize", "train", "train_parts"]
 
 CHECKS_TENSORS = True  # each refuses what does not fit, before it writes anything
 
@@ -193,3 +193,69 @@ def backward(
         grad_output, input, mean, var, weight, bias, residual, mask, bits, count, eps, name, parameters, wanted
     )
     return tuple(gradient if want else None for gradient, want in zip(found, wanted, strict=True))  # type: ignore[return-value]
+
+
+def train_parts(
+    sizes: Sequence[int],
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    skip_nonfinite: bool,
+    eps: float,
+    activation: Activation,
+    keep_bits: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None] | None:
+    """As :func:`train` on each part of a batch, ``sizes`` of ``torch.tensor_split``, one after the other.
+
+    Returns:
+        ``output``; ``mean`` and ``var``, (parts · C,); the parts' bits, one after the other. None where the direct
+        function does not serve, and nothing was written.
+    """
+    if not _is_direct or _modes() or _is_profiled():
+        return None
+    if running_mean is not None and running_var is not None:
+        buffers = (running_mean, running_var)
+        _increment_version(buffers if num_batches_tracked is None else (*buffers, num_batches_tracked))
+    output = _empty_like(input)
+    entries, dtype = len(sizes) * input.shape[1], statistics_dtype(input.dtype)
+    mean, var = _empty(entries, dtype=dtype, device=_CPU), _empty(entries, dtype=dtype, device=_CPU)
+    bits = None
+    if keep_bits:
+        bits = _empty(sum(bits_size(part) for part in input.split(sizes)), dtype=torch.uint8, device=_CPU)
+    moved = (running_mean, running_var, num_batches_tracked, momentum, skip_nonfinite)
+    layer = (weight, bias, residual, *moved, eps, activation.name, activation.parameters)
+    return (output, mean, var, bits) if _kernels.train_parts(input, output, mean, var, bits, *layer) else None
+
+
+def backward_parts(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    bits: Tensor | None,
+    eps: float,
+    activation: Activation,
+    wanted: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None] | None:
+    """As :func:`backward` on each part, with what :func:`train_parts` gave; the parameters' gradients are of all parts.
+
+    Returns:
+        None where the direct function does not serve.
+    """
+    if not _is_direct or _modes() or _is_profiled():
+        return None
+    dx = _empty_like(input) if wanted[0] else None
+    dweight = _vector(input, weight) if wanted[1] else None
+    dbias = _vector(input, weight) if wanted[2] else None
+    dresidual = _empty_like(input) if wanted[3] else None
+    gradients = (dx, dweight, dbias, dresidual)
+    layer = (grad_output, input, mean, var, weight, bias, residual, bits, *gradients)
+    return gradients if _kernels.backward_parts(*layer, eps, activation.name, activation.parameters) else None

@@ -37,8 +37,8 @@ std::vector<double> read_parameter(const char* name, const View& tensor, const W
 }
 
 // Statistics may come in any dtype (the running buffers in evaluation); they are used as the input's own are.
-std::vector<double> read_statistics(const char* name, const View& tensor, const Walk& walk) {
-  std::vector<double> values = read_vector(name, tensor, walk.channels());
+std::vector<double> read_statistics(const char* name, const View& tensor, const Walk& walk, int64_t parts = 1) {
+  std::vector<double> values = read_vector(name, tensor, parts * walk.channels());
   if (walk.element() != Element::Float64) {
     for (double& value : values) value = static_cast<double>(static_cast<float>(value));
   }
@@ -51,13 +51,14 @@ double rounded(double value, Element element) {
   return read(&held, 0, element);
 }
 
-void move(const View& buffer, const std::vector<double>& running, const std::vector<double>& batch, double share) {
+// `running` is what the buffer holds.
+void move(const View& buffer, std::vector<double>& running, const double* batch, double share) {
   const Element element = buffer.element();
   const int64_t stride = buffer.strides()[0];
   void* data = buffer.data();
   for (size_t c = 0; c < running.size(); ++c) {
-    const double moved = running[c] * (1 - share) + rounded(batch[c], element) * share;
-    write(data, static_cast<int64_t>(c) * stride, element, moved);
+    running[c] = rounded(running[c] * (1 - share) + rounded(batch[c], element) * share, element);
+    write(data, static_cast<int64_t>(c) * stride, element, running[c]);
   }
 }
 
@@ -119,13 +120,26 @@ void Buffers::update(const Walk& walk, const std::vector<double>& mean, const st
     if (batches_) ++*count_data(batches_);
     return;
   }
-  const int64_t count = walk.layout().count();
+  take(walk.layout().count(), mean.data(), var.data(), walk.element(), momentum, skip_nonfinite);
+}
+
+void Buffers::update(const Walk& walk, const Parts& parts, const std::vector<double>& mean,
+                     const std::vector<double>& var, std::optional<double> momentum, bool skip_nonfinite) {
+  const int64_t channels = walk.channels();
+  for (int64_t part = 0; mean_ && part < parts.count(); ++part) {
+    take(parts.layout(part).count(), &mean[part * channels], &var[part * channels], walk.element(), momentum,
+         skip_nonfinite);
+  }
+}
+
+void Buffers::take(int64_t count, const double* mean, const double* var, Element input, std::optional<double> momentum,
+                   bool skip_nonfinite) {
   if (count < 2) return;
   const Element mean_element = mean_.element(), var_element = var_.element();
   const double correction = static_cast<double>(count) / static_cast<double>(count - 1);
-  std::vector<double> unbiased(var.size());
-  for (size_t c = 0; c < var.size(); ++c) {
-    unbiased[c] = rounded(var[c] * correction, statistics_of(walk.element()));
+  std::vector<double> unbiased(var_values_.size());
+  for (size_t c = 0; c < unbiased.size(); ++c) {
+    unbiased[c] = rounded(var[c] * correction, statistics_of(input));
     const bool finite =
         std::isfinite(rounded(mean[c], mean_element)) && std::isfinite(rounded(unbiased[c], var_element));
     if (skip_nonfinite && !finite) return;
@@ -133,7 +147,7 @@ void Buffers::update(const Walk& walk, const std::vector<double>& mean, const st
   STD_TORCH_CHECK(momentum || batches_, "batchnorm: an average over all batches needs num_batches_tracked.");
   const double share = momentum ? *momentum : 1.0 / static_cast<double>(*count_data(batches_) + 1);
   move(mean_, mean_values_, mean, share);
-  move(var_, var_values_, unbiased, share);
+  move(var_, var_values_, unbiased.data(), share);
   if (batches_) ++*count_data(batches_);
 }
 
@@ -168,19 +182,20 @@ void ForwardLayer::normalize(void* output, const View& mean, const View& var) {
 }
 
 BackwardLayer::BackwardLayer(const Walk& walk, const Parameters& parameters, const View& grad_output,
-                             const View& mean, const View& var, const View& bits)
+                             const View& mean, const View& var, const View& bits, const Parts* parts)
     : sum_dz(walk.channels()),
       sum_dz_standardized(walk.channels()),
       walk_(walk),
       weight_(read_parameter("weight", parameters.weight, walk)),
       bias_(read_parameter("bias", parameters.bias, walk)),
-      mean_(read_statistics("mean", mean, walk)),
-      var_(read_statistics("var", var, walk)),
+      mean_(read_statistics("mean", mean, walk, parts ? parts->count() : 1)),
+      var_(read_statistics("var", var, walk, parts ? parts->count() : 1)),
       pass_{pass_of(walk, bits ? with_bits(parameters.activation) : parameters.activation)} {
   pass_.grad_output = walk.data("grad_output", grad_output, grad_output_);
   if (parameters.residual) pass_.residual = walk.data("residual", parameters.residual, residual_);
   if (bits) {
-    STD_TORCH_CHECK(bits.numel() == walk.layout().bytes_of_bits() && bits.dtype() == aoti_torch_dtype_uint8() &&
+    const int64_t bytes = parts ? parts->bits_before(parts->count()) : walk.layout().bytes_of_bits();
+    STD_TORCH_CHECK(bits.numel() == bytes && bits.dtype() == aoti_torch_dtype_uint8() &&
                         bits.is_cpu() && bits.dim() == 1 && bits.strides()[0] == 1 &&
                         keeps_bits(parameters.activation),
                     "batchnorm: these bits are not of this input.");

@@ -3,8 +3,8 @@
 
 #include <string_view>
 
+#include "parts.h"
 #include "passes.h"
-#include "tensors.h"
 
 namespace batchnorm {
 
@@ -22,8 +22,14 @@ class Buffers {
   // As ops/running.py: all of it or nothing. Without a momentum the average over all batches. An empty batch counts.
   void update(const Walk& walk, const std::vector<double>& mean, const std::vector<double>& var,
               std::optional<double> momentum, bool skip_nonfinite);
+  // The parts one after the other, each as a batch.
+  void update(const Walk& walk, const Parts& parts, const std::vector<double>& mean, const std::vector<double>& var,
+              std::optional<double> momentum, bool skip_nonfinite);
 
  private:
+  void take(int64_t count, const double* mean, const double* var, Element input, std::optional<double> momentum,
+            bool skip_nonfinite);
+
   View mean_, var_, batches_;
   std::vector<double> mean_values_, var_values_;
 };
@@ -41,6 +47,8 @@ class ForwardLayer {
 
   // Training. `bits` may be null.
   void train(void* output, uint8_t* bits, std::vector<double>& mean, std::vector<double>& var);
+  // Each part by its own statistics, which are (parts, channels); as are bits, part after part.
+  void train(const Parts& parts, void* output, uint8_t* bits, std::vector<double>& mean, std::vector<double>& var);
   // Evaluation.
   void normalize(void* output, const View& mean, const View& var);
 
@@ -53,12 +61,15 @@ class ForwardLayer {
 
 class BackwardLayer {
  public:
+  // With parts, mean, var and bits are those of the parts, one after the other.
   BackwardLayer(const Walk& walk, const Parameters& parameters, const View& grad_output, const View& mean,
-                const View& var, const View& bits);
+                const View& var, const View& bits, const Parts* parts = nullptr);
   BackwardLayer(const BackwardLayer&) = delete;
 
   // Null for what is not wanted; without training the statistics are constants.
   void run(bool training, void* grad_input, void* grad_residual, bool sums);
+  // In training; the sums are over all parts.
+  void run(const Parts& parts, void* grad_input, void* grad_residual, bool sums);
   void run_sums();
   void run_input(const double* count, const View& sum_dz, const View& sum_dz_standardized, void* grad_input,
                  void* grad_residual);

@@ -28,7 +28,6 @@ struct Layout {
   bool masked = false;
   Partition partition;
 
-  int64_t channel_of(int64_t column) const { return column % (channels * inner) / inner; }
   int64_t values() const { return samples * channels * spatial; }
   // Values a channel that are valid.
   int64_t count() const { return masked ? partition.count : samples * spatial; }

@@ -7,6 +7,18 @@ namespace batchnorm {
 
 namespace {
 
+// Calls visit(column, channel) for each column. (Two integer divisions tell a column's channel too, and took
+// an eighth of a forward pass over 128 rows.)
+template <class Visit>
+void each_column(const Layout& l, int64_t columns, Visit visit) {
+  int64_t column = 0;
+  while (column < columns) {
+    for (int64_t channel = 0; channel < l.channels && column < columns; ++channel) {
+      for (int64_t k = 0; k < l.inner && column < columns; ++k) visit(column++, channel);
+    }
+  }
+}
+
 // Vectors of a value a column, in the accumulator's type, padded to whole registers.
 class ColumnVectors {
  public:
@@ -116,10 +128,10 @@ void column_moments(const Pass& pass, double* mean, double* var) {
   const int64_t columns = std::max(l.width, l.rest);
   const int64_t sums = std::max<int64_t>(tasks.slices(), 1) * columns;  // a mask may leave nothing
   std::vector<double> means(sums), m2s(sums), origins(columns);
-  for (int64_t j = 0; j < columns; ++j) {
-    // Of the first row of each channel, or all of its columns would merge from different origins.
-    origins[j] = j < l.channels * l.inner ? origin_of(pass, l.channel_of(j)) : origins[j - l.channels * l.inner];
-  }
+  // Of the first row of each channel, or all of its columns would merge from different origins.
+  std::vector<double> firsts(l.channels);
+  for (int64_t channel = 0; channel < l.channels; ++channel) firsts[channel] = origin_of(pass, channel);
+  each_column(l, columns, [&](int64_t j, int64_t channel) { origins[j] = firsts[channel]; });
   tasks.each([&](ColumnWork& work, int64_t slice) {
     set_tensors(work, pass, slice, tasks);
     work.origin = origins.data();
@@ -145,10 +157,9 @@ void column_moments(const Pass& pass, double* mean, double* var) {
   }
   if (tasks.slices() == 1) std::fill_n(counts.begin(), tasks.columns(0), tasks.rows(0));
   std::vector<Moments> found(l.channels);
-  for (int64_t j = 0; j < columns; ++j) {
-    Moments& channel = found[l.channel_of(j)];
-    channel = merged(channel, {counts[j], means[j], m2s[j]});
-  }
+  each_column(l, columns, [&](int64_t j, int64_t channel) {
+    found[channel] = merged(found[channel], {counts[j], means[j], m2s[j]});
+  });
   for (int64_t channel = 0; channel < l.channels; ++channel) finish_moments(pass, channel, found[channel], mean, var);
 }
 
@@ -223,10 +234,10 @@ void column_grad_sums(const BackwardPass& pass, double* sum_dz, double* sum_dzx)
       second[j] += second[slice * columns + j];
     }
   }
-  for (int64_t j = 0; j < columns; ++j) {
-    sum_dz[l.channel_of(j)] += first[j];
-    sum_dzx[l.channel_of(j)] += second[j];
-  }
+  each_column(l, columns, [&](int64_t j, int64_t channel) {
+    sum_dz[channel] += first[j];
+    sum_dzx[channel] += second[j];
+  });
   for (int64_t channel = 0; channel < l.channels; ++channel) {
     sum_dzx[channel] = standardized(pass, channel, sum_dzx[channel]);
   }

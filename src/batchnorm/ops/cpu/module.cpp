@@ -73,6 +73,14 @@ PyMethodDef methods[] = {
    METH_FASTCALL,
    "backward(grad_output, input, mean, var, weight, bias, residual, bits, training, grad_input, grad_weight,"
    " grad_bias, grad_residual, eps, activation, parameters) -> bool"},
+  {"train_parts", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(batchnorm::direct_train_parts)),
+   METH_FASTCALL,
+   "train_parts(input, output, mean, var, bits, weight, bias, residual, running_mean, running_var,"
+   " num_batches_tracked, momentum, skip_nonfinite, eps, activation, parameters) -> bool"},
+  {"backward_parts", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(batchnorm::direct_backward_parts)),
+   METH_FASTCALL,
+   "backward_parts(grad_output, input, mean, var, weight, bias, residual, bits, grad_input, grad_weight,"
+   " grad_bias, grad_residual, eps, activation, parameters) -> bool"},
   {nullptr, nullptr, 0, nullptr},
 };
 

@@ -60,6 +60,7 @@ class Walk {
   int64_t bytes() const { return layout_.values() * size_of(element_); }
   // Whether the input is walked as it lies: a new tensor of its strides can be written to. If not, a copy is.
   bool as_given() const { return !copy_; }
+  bool channels_last() const { return channels_last_; }
   const void* input() const { return (copy_ ? View(*copy_) : input_).data(); }
 
   // The data of a tensor of the input's shape and dtype, in the layout: its own or that of a copy, kept in `holder`.
