@@ -14,19 +14,34 @@ from .nn import (
     BatchNormAct1d,
     BatchNormAct2d,
     BatchNormAct3d,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
     ConvBlock,
+    DomainBatchNorm1d,
+    DomainBatchNorm2d,
+    DomainBatchNorm3d,
+    FrozenBatchNorm1d,
+    FrozenBatchNorm2d,
+    FrozenBatchNorm3d,
     FusingBatchNorm1d,
     FusingBatchNorm2d,
     FusingBatchNorm3d,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
     LinearBlock,
     ResidualBlock,
     Standardize,
+    SyncBatchNorm,
+    domain,
 )
 from .ops import backends
 from .optim import parameter_groups
 
 if TYPE_CHECKING:
-    from .surgery import fold, fuse
+    from .population import accumulate_statistics, adapt, freeze, recalibrate, synchronize, unfreeze
+    from .surgery import convert, fold, fuse
 
 __all__ = [
     "Activation",
@@ -36,27 +51,51 @@ __all__ = [
     "BatchNormAct1d",
     "BatchNormAct2d",
     "BatchNormAct3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
     "ConvBlock",
+    "DomainBatchNorm1d",
+    "DomainBatchNorm2d",
+    "DomainBatchNorm3d",
+    "FrozenBatchNorm1d",
+    "FrozenBatchNorm2d",
+    "FrozenBatchNorm3d",
     "FusingBatchNorm1d",
     "FusingBatchNorm2d",
     "FusingBatchNorm3d",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
     "LinearBlock",
     "ResidualBlock",
     "Standardize",
+    "SyncBatchNorm",
     "__version__",
+    "accumulate_statistics",
+    "adapt",
     "backends",
+    "convert",
+    "domain",
     "errors",
     "fold",
+    "freeze",
     "functional",
     "fuse",
     "lean",
     "nn",
     "ops",
     "parameter_groups",
+    "recalibrate",
+    "synchronize",
+    "unfreeze",
 ]
 
 # What works on whole models is imported when it is first used: `import batchnorm` stays quick.
-_LATER: dict[str, tuple[str, ...]] = {"population": (), "surgery": ("fold", "fuse")}
+_LATER: dict[str, tuple[str, ...]] = {
+    "population": ("accumulate_statistics", "adapt", "freeze", "recalibrate", "synchronize", "unfreeze"),
+    "surgery": ("convert", "fold", "fuse"),
+}
 _ROOM_OF = {name: room for room, names in _LATER.items() for name in (room, *names)}
 
 
