@@ -213,3 +213,23 @@ def test_arguments_of_every_form():
     assert len(fold(model, (x, x)).changed) == 1
     assert len(fold(model, [x, x]).changed) == 1
     assert len(fold(nn.Sequential(model.conv, model.norm), {"input": x}).changed) == 1
+
+
+@pytest.mark.parametrize("kind", ["sync", "ghost", "renorm", "frozen", "freeze"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_norms_that_are_others_in_training_alone_fold(kind, activation):
+    plain = batchnorm.BatchNormAct2d(OUT, activation=activation)
+    model = filled(nn.Sequential(nn.Conv2d(IN, OUT, 3), plain)).double()
+    if kind == "freeze":
+        batchnorm.freeze(model)
+    else:
+        model = batchnorm.convert(model, kind, strict=True)
+    assert type(model[1]) is not batchnorm.BatchNormAct2d
+    check_folded(model, data())
+
+
+def test_a_norm_with_domains_stays():
+    """It has the statistics of several, and which are to be folded, its next user decides."""
+    model = filled(nn.Sequential(nn.Conv2d(IN, OUT, 3), nn.BatchNorm2d(OUT))).double()
+    done = fold(batchnorm.convert(model, "domain"), data())
+    assert [outcome.action for outcome in done.kept] == ["kept"]

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm  # what torch itself tells a batch norm by
 
 from ..errors import ArgumentError
 from ..memory import lean
-from ..nn import BatchNormAct1d, BatchNormAct2d, BatchNormAct3d
+from ..nn._base import is_batch_norm
 from ..surgery.copying import copied
 from ..surgery.example import said
 from ..surgery.fold import fold
@@ -34,8 +33,6 @@ from .shares import shares
 from .step import Step, load
 
 __all__ = ["Model", "measure_model", "prepare"]
-
-_NORMS = (_BatchNorm, BatchNormAct1d, BatchNormAct2d, BatchNormAct3d)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ def prepare(target: str) -> Model:
     """
     given = load(target)
     model = Model(target, given, given.inputs)
-    if not any(isinstance(layer, _NORMS) for layer in model.module.modules()):
+    if not any(is_batch_norm(layer) for layer in model.module.modules()):
         raise ArgumentError(
             f"{target}: the model has no batch norm layer, torch's or ours.",
             "there is nothing to fuse or to fold; name another model.",

@@ -89,7 +89,6 @@ def _loaded(target: str, inputs: str | None) -> tuple[torch.nn.Module, Any]:
 
 def _value(target: str, kind: type) -> Any:
     """What a target names; where that can be called and is not of the kind that is looked for, what it returns."""
-    from ..bench.step import raised  # noqa: PLC0415
     from ..surgery.example import said  # noqa: PLC0415
     from ..targets import TargetError, resolve  # noqa: PLC0415
 
@@ -98,9 +97,7 @@ def _value(target: str, kind: type) -> Any:
         return found
     try:
         return found()
-    except Exception as error:
-        raise TargetError(f"{target}: calling it {raised(error)}", _CALLABLE) from error
-    except SystemExit as error:  # it would end the command with an exit code of its own, 0 perhaps
+    except (Exception, SystemExit) as error:  # which would end the command with an exit code of its own, 0 perhaps
         raise TargetError(f"{target}: calling it raised {said(error)}.", _CALLABLE) from error
 
 

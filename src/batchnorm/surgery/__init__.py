@@ -1,7 +1,8 @@
 """Rewriting a model: what feeds what, and what may be changed without changing what it computes."""
 
+from .convert import convert
 from .fold import fold
 from .fuse import fuse
 from .result import Outcome, Surgery
 
-__all__ = ["Outcome", "Surgery", "fold", "fuse"]
+__all__ = ["Outcome", "Surgery", "convert", "fold", "fuse"]

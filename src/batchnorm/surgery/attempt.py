@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..activation import IDENTITY, Activation
 from ..errors import ArgumentError, SurgeryError
+from ..nn._base import is_batch_norm
 from .copying import copied
-from .foldable import is_norm, is_plain, only_call
+from .foldable import is_plain, only_call
 from .folding import Parameters, folded_after, folded_before, pads, parameters, put, scale_and_shift
 from .graph import Call, Graph
 from .neighbours import Kept, Neighbours
@@ -94,7 +95,7 @@ class Attempt:
         self._unrounded: dict[Call, Parameters] = {}
         modules = dict(given.named_modules(remove_duplicate=False))
         self._around = Neighbours(self.plan.graph, modules, self.plan.counts)
-        norms = {path: module for path, module in given.named_modules() if is_norm(module)}
+        norms = {path: module for path, module in given.named_modules() if is_batch_norm(module)}
         self.outcomes = {path: self._outcome(path, norm) for path, norm in norms.items()}
         # A norm may stand between another one and its layer, and is out of the way once it is folded.
         left = self.kept

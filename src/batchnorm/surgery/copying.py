@@ -13,15 +13,19 @@ from ..errors import SurgeryError
 __all__ = ["copied", "shared"]
 
 
-def shared(model: torch.nn.Module) -> torch.nn.Module:
+def shared(model: torch.nn.Module, others: Iterable[object] = ()) -> torch.nn.Module:
     """A module tree of its own, whose parameters and buffers are those of the model given.
 
     A module that stands at two places in the model stands at the same two in the copy.
 
+    Args:
+        model: Any module.
+        others: What else it shares with the copy.
+
     Raises:
         SurgeryError: The model holds something that cannot be copied.
     """
-    return _copied(model, [*model.parameters(), *model.buffers()])
+    return _copied(model, [*model.parameters(), *model.buffers(), *others])
 
 
 def copied(model: torch.nn.Module) -> torch.nn.Module:
@@ -29,8 +33,8 @@ def copied(model: torch.nn.Module) -> torch.nn.Module:
     return _copied(model, [])
 
 
-def _copied(model: torch.nn.Module, kept: Iterable[torch.Tensor]) -> torch.nn.Module:
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in kept}
+def _copied(model: torch.nn.Module, kept: Iterable[object]) -> torch.nn.Module:
+    memo: dict[int, Any] = {id(each): each for each in kept}
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

@@ -14,6 +14,7 @@ import torch
 import torch.fx
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from ..nn.domain import DomainNorm
 from .example import said
 from .graph import Call, Graph, Value, operator_name
 from .randomness import seeded
@@ -44,7 +45,8 @@ def append(
 
 def _is_leaf(module: torch.nn.Module) -> bool:
     """Whether all of a module's operators make one call of the graph."""
-    return not module._modules
+    # What a norm with domains holds are statistics, which nobody calls.
+    return not module._modules or isinstance(module, DomainNorm)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm as TorchNorm  # what torch itself tells a batch norm by
 
 from ..nn import (
     BatchNorm1d,
@@ -16,11 +15,22 @@ from ..nn import (
     BatchNormAct1d,
     BatchNormAct2d,
     BatchNormAct3d,
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    FrozenBatchNorm1d,
+    FrozenBatchNorm2d,
+    FrozenBatchNorm3d,
     FusingBatchNorm1d,
     FusingBatchNorm2d,
     FusingBatchNorm3d,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
+    SyncBatchNorm,
 )
-from ..nn._base import Norm
+from ..nn._base import is_batch_norm
+from ..nn._variant import Variant
 from .copying import copied
 from .example import call as run
 from .example import fresh
@@ -30,8 +40,21 @@ from .neighbours import Kept, Neighbours, hooked, norm_input, overridden
 from .randomness import seeded
 from .result import Outcome
 
-__all__ = ["ACTIVATED", "PLAIN", "call_counts", "functional", "is_norm", "is_plain", "only_call"]
+__all__ = ["ACTIVATED", "PLAIN", "call_counts", "functional", "is_plain", "only_call"]
 
+# In evaluation these are the plain norm.
+_VARIANTS: tuple[type[Variant], ...] = (
+    BatchRenorm1d,
+    BatchRenorm2d,
+    BatchRenorm3d,
+    FrozenBatchNorm1d,
+    FrozenBatchNorm2d,
+    FrozenBatchNorm3d,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
+    SyncBatchNorm,
+)
 PLAIN: set[type[torch.nn.Module]] = {
     torch.nn.BatchNorm1d,
     torch.nn.BatchNorm2d,
@@ -43,13 +66,9 @@ PLAIN: set[type[torch.nn.Module]] = {
     FusingBatchNorm1d,
     FusingBatchNorm2d,
     FusingBatchNorm3d,
+    *(plain for cls in _VARIANTS if (plain := cls._plain) is not None),
 }
-ACTIVATED: set[type[torch.nn.Module]] = {BatchNormAct1d, BatchNormAct2d, BatchNormAct3d}
-
-
-def is_norm(module: torch.nn.Module) -> bool:
-    """Whether a module is a batch norm of torch's or ours, or of a class derived from one."""
-    return isinstance(module, TorchNorm | Norm)
+ACTIVATED: set[type[torch.nn.Module]] = {BatchNormAct1d, BatchNormAct2d, BatchNormAct3d, *_VARIANTS}
 
 
 def is_plain(norm: torch.nn.Module) -> bool:
@@ -144,7 +163,7 @@ def call_counts(model: torch.nn.Module, graph: Graph, example_inputs: Any) -> Co
 def functional(graph: Graph) -> Iterable[Outcome]:
     """The norms in a graph that are calls of a function, or of a module that is no batch norm."""
     for call in graph.calls:
-        if call.module is not None and is_norm(call.module):
+        if call.module is not None and is_batch_norm(call.module):
             continue
         for name in (operator_name(target) for target, _, _ in call.steps):
             if "batch_norm" in name or name.startswith("batchnorm."):

@@ -77,7 +77,8 @@ def computes_as(module: torch.nn.Module, types: Collection[type]) -> type | None
         >>> computes_as(Depthwise(4), LAYERS).__name__, computes_as(Doubled(4, 4, 3), LAYERS)
         ('Conv2d', None)
     """
-    for base in type(module).__mro__:
+    # freeze() put a class in front that keeps the layer in evaluation mode, where folding needs it.
+    for base in (getattr(type(module), "thawed_class", None) or type(module)).__mro__:
         if base in types:
             return base
         if not _MADE_AND_PRINTED.issuperset(vars(base)):

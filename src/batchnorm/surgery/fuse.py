@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..activation import Activation
 from ..errors import SurgeryError
@@ -21,6 +20,7 @@ from ..nn import (
     FusingBatchNorm2d,
     FusingBatchNorm3d,
 )
+from ..nn._base import is_batch_norm
 from ..nn._norm_call import watch
 from .copying import copied, shared
 from .example import call, fresh, said, what_went_wrong
@@ -100,7 +100,7 @@ def fuse(
 
 
 def _norms(model: torch.nn.Module) -> list[tuple[str, torch.nn.Module]]:
-    return [(path, layer) for path, layer in model.named_modules() if isinstance(layer, (_BatchNorm, *_FUSED))]
+    return [(path, layer) for path, layer in model.named_modules() if is_batch_norm(layer)]
 
 
 class _Norm:
