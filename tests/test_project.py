@@ -51,6 +51,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "study": {
         "batchnorm",
+        "population",
         "report",
         "reference",
         "functional",

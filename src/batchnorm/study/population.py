@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import BatchNorm1d, BatchNorm2d
 from ..reference import moments, pooled_moments
 
-__all__ = ["reestimate", "walk"]
+__all__ = ["walk"]
 
 
 @torch.no_grad()
@@ -29,18 +29,3 @@ def walk(
             pooled = pooled_moments(moments(part.numpy()) for part in parts)
             visit(layer, torch.from_numpy(pooled.mean), torch.from_numpy(pooled.variance))
         parts = [layer(part) for part in parts]
-
-
-def reestimate(model: nn.Sequential, images: Tensor) -> None:
-    """Sets every norm's running statistics to those of its input over these images, without dropout.
-
-    From the first norm to the last, so that each sees what it will see: a norm before it has its new statistics.
-    """
-
-    def visit(norm: BatchNorm1d | BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
-
-    walk(model, images, visit)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ... import BatchNorm1d, BatchNorm2d
+from ...population import recalibrate
 from ...reference import moments, pooled_moments
 from ...report.chart import Curves, Figure, Intervals, Row, Series
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
 from ..data import Source, split
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
 from ..networks import convolutional, with_dropout
-from ..population import reestimate, walk
+from ..population import walk
 from ..statements import joined
 from ..statistics import Interval, interval, paired
 from ..training import Recipe, accuracy, train
@@ -190,7 +191,8 @@ class DropoutShift(Claim):
             formula.append(norm.running_var.double().log() - (expected / (1 - rate)).log())
 
         walk(model, parts.train[0], visit)
-        reestimate(model, parts.train[0])
+        if not history.diverged:
+            recalibrate(model, parts.train[0].split(500), order="layer-by-layer")
         return {
             "by layer": [float(layer.abs().mean().exp()) for layer in logs],
             "shift": float(torch.cat(logs).abs().mean().exp()),
