@@ -9,7 +9,6 @@ Every cell is the result of a run, the yes and no of the failure cases too.
 from __future__ import annotations
 
 import copy
-import csv
 import os
 import statistics
 import sys
@@ -20,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import result_tables as tables
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from batchnorm.population.pool import Pool, moments_of
 HERE = Path(__file__).parent
 CSV = HERE / "recalibrate.csv"
 PAGE = HERE.parent / "docs" / "recalibrate.md"
-FIELDS = ("table", "case", "tool", "value", "text")
+TABLES = ("accuracy", "failure", "order", "time")
 Tool = Callable[[nn.Module, Iterable[Tensor]], object]
 
 
@@ -262,7 +262,7 @@ def orders() -> list[dict[str, object]]:
         worst = [max(result[index] for result in results) for index in (0, 1)]
         wrong = statistics.mean(result[2] for result in results)
         text = f"{worst[0]:.1g} / {worst[1]:.1g} / {wrong:.2f} %"
-        rows.append({"table": "order", "case": case, "tool": tool, "value": worst[1], "text": text})
+        rows.append(tables.row("order", case, f"`{tool}`", worst[1], text))
     return rows
 
 
@@ -296,10 +296,7 @@ def times() -> list[dict[str, object]]:
                 taken[name].append(time.perf_counter() - start)
     base = statistics.median(taken["update_bn"])
     ratios = {name: statistics.median(each) / base for name, each in taken.items()}
-    return [
-        {"table": "time", "case": "six norms", "tool": name, "value": ratio, "text": f"{ratio:.1f}"}
-        for name, ratio in ratios.items()
-    ]
+    return [tables.row("time", "six norms", f"`{name}`", ratio, f"{ratio:.1f}") for name, ratio in ratios.items()]
 
 
 def measure() -> list[dict[str, object]]:
@@ -308,56 +305,22 @@ def measure() -> list[dict[str, object]]:
     for case, batches in ACCURACY.items():
         for name, tool in TOOLS.items():
             mean, var = errors(batches, tool)
-            rows.append(
-                {"table": "accuracy", "case": case, "tool": name, "value": var, "text": f"{mean:.0e} / {var:.0e}"}
-            )
+            rows.append(tables.row("accuracy", case, f"`{name}`", var, f"{mean:.0e} / {var:.0e}"))
     for case, failure in FAILURES.items():
         for name, tool in TOOLS.items():
             wrong = failure(tool)
-            rows.append(
-                {"table": "failure", "case": case, "tool": name, "value": int(wrong), "text": "yes" if wrong else "no"}
-            )
+            rows.append(tables.row("failure", case, f"`{name}`", wrong, "yes" if wrong else "no"))
     return [*rows, *orders(), *times()]
-
-
-def table(rows: list[dict[str, str]], name: str) -> str:
-    """A table of the page, from rows."""
-    chosen = [row for row in rows if row["table"] == name]
-    tools = list(dict.fromkeys(row["tool"] for row in chosen))
-    lines = [f"| | {' | '.join(f'`{tool}`' for tool in tools)} |", "|---" * (len(tools) + 1) + "|"]
-    for case in dict.fromkeys(row["case"] for row in chosen):
-        cells = {row["tool"]: row["text"] for row in chosen if row["case"] == case}
-        lines.append(f"| {case} | {' | '.join(cells.get(tool, '') for tool in tools)} |")
-    return "\n".join(lines)
-
-
-def page(text: str, rows: list[dict[str, str]]) -> str:
-    """The page with the tables of these rows between its marks."""
-    for name in ("accuracy", "failure", "order", "time"):
-        begin, end = f"<!-- table {name} -->\n", "<!-- end -->"
-        before, after = text.split(begin)
-        text = before + begin + table(rows, name) + "\n" + end + after.split(end, 1)[1]
-    return text
-
-
-def read() -> list[dict[str, str]]:
-    """The rows on disk."""
-    with CSV.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def main() -> None:
     """Measure, and write both files."""
     torch.set_num_threads(1)
-    rows = measure()
-    with CSV.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "value": f"{row['value']:.3g}"} for row in rows)
-    if PAGE.exists():
-        PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), read()), encoding="utf-8")
-    for name in ("accuracy", "failure", "order", "time"):
-        print(table(read(), name), end="\n\n", file=sys.stdout)
+    tables.write(CSV, measure())
+    rows = tables.read(CSV)
+    PAGE.write_text(tables.page(PAGE.read_text(encoding="utf-8"), rows, TABLES), encoding="utf-8")
+    for name in TABLES:
+        print(tables.table(rows, name), end="\n\n", file=sys.stdout)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
 from batchnorm import recalibrate
+from surgery.models import script
 
-ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("benchmark_recalibrate", ROOT / "benchmarks" / "recalibrate.py")
-benchmark = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(benchmark)
+tables, benchmark = script("result_tables"), script("recalibrate")
 
 # Its own test starts two processes: test_recalibrate_ranks.py.
 HERE = [name for name in benchmark.FAILURES if "ranks" not in name]
@@ -21,7 +16,7 @@ HERE = [name for name in benchmark.FAILURES if "ranks" not in name]
 
 def test_the_page_has_the_rows():
     text = benchmark.PAGE.read_text(encoding="utf-8")
-    assert benchmark.page(text, benchmark.read()) == text
+    assert tables.page(text, tables.read(benchmark.CSV), benchmark.TABLES) == text
 
 
 @pytest.mark.parametrize("case", HERE)
