@@ -86,3 +86,20 @@ def test_the_mixin_freezes_any_norm_by_its_class() -> None:
 def test_without_statistics_there_is_nothing_to_freeze_to() -> None:
     with pytest.raises(batchnorm.errors.ArgumentError, match="track_running_stats"):
         batchnorm.FrozenBatchNorm2d(3, track_running_stats=False)
+
+
+def test_whoever_sets_training_does_not_thaw_it():
+    layer = batchnorm.FrozenBatchNorm2d(3)
+    layer.training = True
+    assert not layer.training
+    layer(torch.randn(2, 3, 4, 4))
+    assert int(layer.num_batches_tracked) == 0
+
+
+def test_tools_that_look_for_a_batch_norm_of_torch_do_not_find_it():
+    """One thawed it, the other set its statistics to those of no batches."""
+    model = torch.nn.Sequential(batchnorm.FrozenBatchNorm2d(3))
+    model[0].running_mean.fill_(2)
+    assert torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)[0] is model[0]
+    torch.optim.swa_utils.update_bn([torch.randn(2, 3, 4, 4)], model)
+    assert torch.equal(model[0].running_mean, torch.full((3,), 2.0))

@@ -272,3 +272,91 @@ def test_what_frozen_means_to_the_other_tools():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
     freeze(model, where=lambda path, layer: path == "1")
     assert [path for path, _ in layers.tracked_norms(model)] == ["0"]
+
+
+class Modes:
+    """Keeps the modes of a model and puts them back, as Lightning does around validation."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modes = {module: module.training for module in model.modules()}
+
+    def put_back(self) -> None:
+        for module, mode in self.modes.items():
+            module.training = mode
+
+
+def test_modes_that_are_kept_and_put_back_neither_thaw_nor_follow_into_unfreeze(layer):
+    model = nn.Sequential(layer).train()
+    freeze(model)
+    modes = Modes(model)
+    model.eval()
+    modes.put_back()
+    assert not layer.training
+    unfreeze(model)
+    assert model.training
+    assert layer.training
+    assert "_mode_written" not in vars(layer)
+
+
+def test_freezing_between_keeping_modes_and_putting_them_back_holds(layer):
+    model = nn.Sequential(layer).train()
+    modes = Modes(model)
+    model.eval()
+    freeze(model)
+    modes.put_back()
+    before = [buffer.clone() for buffer in layer.buffers()]
+    model(x())
+    assert all(torch.equal(*each) for each in zip(layer.buffers(), before, strict=True))
+    unfreeze(model)
+    assert layer.training
+
+
+def test_a_lazy_layer_is_refused():
+    """Its first input would give it another class, and thaw it."""
+    model = nn.Sequential(nn.LazyBatchNorm2d())
+    with pytest.raises(ArgumentError, match=r"0 \(LazyBatchNorm2d\)"):
+        freeze(model)
+    model(x())
+    assert freeze(model) == ["0"]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_who_shares_gamma_with_a_frozen_layer_gets_its_flag_back_with_the_last(first):
+    models = [nn.Sequential(nn.BatchNorm2d(3))]
+    models.append(batchnorm.convert(models[0], "ghost"))
+    for model in models:
+        freeze(model, affine=True)
+    unfreeze(models[first])
+    assert not models[0][0].weight.requires_grad
+    unfreeze(models[1 - first])
+    assert models[0][0].weight.requires_grad
+    assert models[0][0].bias.requires_grad
+
+
+def test_a_layer_whose_class_was_changed_while_it_was_frozen_is_named():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    freeze(model)
+    nn.utils.parametrize.register_parametrization(model[0], "weight", nn.Identity())
+    with pytest.raises(ArgumentError, match="another class was put before the layer's own"):
+        unfreeze(model)
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert unfreeze(model) == ["0"]
+    assert type(model[0]) is nn.BatchNorm2d
+
+
+def test_the_statistics_of_domains_follow_the_layer():
+    model = nn.Sequential(batchnorm.DomainBatchNorm2d(3)).eval()
+    freeze(model)
+    model.train()
+    unfreeze(model)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_layer_of_a_frozen_one_s_class_is_frozen_too():
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    freeze(model)
+    twin = type(model[0])(3)
+    twin(x())
+    assert int(twin.num_batches_tracked) == 0
+    assert unfreeze(twin) == [""]
+    assert twin.training

@@ -329,7 +329,7 @@ def test_a_module_that_copies_itself_wrongly_is_named():
         def __deepcopy__(self, memo: Any) -> nn.Sequential:
             return nn.Sequential(nn.BatchNorm2d(3))
 
-    with pytest.raises(SurgeryError, match=r"0\.0\.weight"):
+    with pytest.raises(SurgeryError, match="0 is not in both"):
         convert(nn.Sequential(Copies(nn.BatchNorm2d(3))), "batch")
 
 
@@ -370,3 +370,28 @@ def test_both_ways_through_torchs_own_class():
     ours = convert(synced, "sync")
     assert torch.allclose(synced.eval()(images()), ours.eval()(images()), atol=1e-6)
     assert_same(synced.eval(), convert(ours, "torch-sync"))
+
+
+def test_a_module_that_is_its_own_copy_is_named_and_left():
+    """It would have been changed in the model given."""
+
+    class Keeps(nn.Sequential):
+        def __deepcopy__(self, memo: Any) -> nn.Sequential:
+            return self
+
+    model = nn.Sequential(nn.ReLU(), Keeps(nn.BatchNorm2d(3)))
+    with pytest.raises(SurgeryError, match="1 is the same module in both"):
+        convert(model, "ghost")
+    assert type(model[1][0]) is nn.BatchNorm2d
+
+
+def test_a_mixin_behind_the_base_is_the_class_s_own():
+    class Evaluates(nn.Module):
+        def train(self, mode: bool = True) -> nn.Module:
+            return super().train(False)
+
+    class Norm(nn.BatchNorm2d, Evaluates):
+        pass
+
+    with pytest.raises(SurgeryError, match="Norm has its own train"):
+        convert(nn.Sequential(Norm(3)), "ghost", strict=True)

@@ -52,6 +52,9 @@ class Norm(_NormBase):
     nonfinite: Nonfinite = "skip"
     _sink: Sink | None = None
 
+    # Whether the count of batches is more than the average's: what sets statistics anew then leaves it.
+    counts_training: bool = False
+
     # The function behind the layer. A subclass that normalises otherwise has a method of this signature.
     _batch_norm = staticmethod(batch_norm)
 

@@ -9,7 +9,7 @@ import torch
 from ..activation import ActivationLike
 from ..errors import ArgumentError
 from ..functional import Nonfinite
-from ._variant import Variant, without_activation
+from ._variant import Variant
 
 __all__ = ["Frozen", "FrozenBatchNorm1d", "FrozenBatchNorm2d", "FrozenBatchNorm3d"]
 
@@ -19,9 +19,9 @@ _F = TypeVar("_F", bound="Frozen")
 class Frozen(torch.nn.Module):
     """A norm that ``train()`` does not thaw (a mixin: it goes in front of any norm, torch's too).
 
-    ``training`` stays False, so the layer normalises by its running statistics, which nothing moves. The mode that was
-    asked for last is kept in ``asked_mode``. It needs no ``__init__``: a layer whose class becomes one with this mixin
-    is frozen from its next ``train()`` on.
+    ``training`` is False, whoever sets it, so the layer normalises by its running statistics, which nothing moves. The
+    mode that ``train()`` or ``eval()`` asked for last is kept in ``asked_mode``. It needs no ``__init__``: a layer is
+    frozen as soon as its class becomes one with this mixin.
 
     Example:
         >>> class FrozenTorchNorm(Frozen, torch.nn.BatchNorm1d):
@@ -37,12 +37,24 @@ class Frozen(torch.nn.Module):
     # What the layer is without this, where it was frozen after it had been built.
     thawed_class: ClassVar[type[torch.nn.Module] | None] = None
 
+    @property
+    def training(self) -> bool:
+        """False."""
+        return False
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        # Who keeps the modes of a model and puts them back (Lightning, around validation) puts back what it has read
+        # here, and so does not say what it would ask of a layer that is not frozen.
+        self.__dict__["_mode_written"] = True
+
     def train(self: _F, mode: bool = True) -> _F:
         """Stay in evaluation mode, and remember ``mode``."""
         if not isinstance(mode, bool):
             raise ArgumentError(f"mode={mode!r}: the training mode is expected to be boolean.", "give True or False.")
         super().train(False)
         self.__dict__["asked_mode"] = mode
+        self.__dict__.pop("_mode_written", None)
         return self
 
 
@@ -85,7 +97,6 @@ class _FrozenBatchNorm(Frozen, Variant):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
 
-@without_activation(torch.nn.BatchNorm1d)
 class FrozenBatchNorm1d(_FrozenBatchNorm):
     r"""Batch normalization of (N, C) or (N, C, L) input by its running statistics, in training as in evaluation.
 
@@ -97,8 +108,9 @@ class FrozenBatchNorm1d(_FrozenBatchNorm):
     statistics. Gamma and beta are parameters like any others: ``requires_grad_(False)`` fixes them too.
     :func:`batchnorm.freeze` does this to the layers of a model.
 
-    Parameters, buffers and ``state_dict`` keys are those of ``torch.nn.BatchNorm1d``, which the layer also is as long
-    as it has no activation. Checkpoints without ``num_batches_tracked`` load (frozen layers elsewhere have none).
+    Parameters, buffers and ``state_dict`` keys are those of ``torch.nn.BatchNorm1d``. It is none of those, as frozen
+    layers elsewhere are not either: ``convert_sync_batchnorm`` would thaw one, and ``update_bn`` of torch reset its
+    statistics. Checkpoints without ``num_batches_tracked`` load (frozen layers elsewhere have none).
 
     Args:
         num_features: C, the size of dimension 1.
@@ -134,7 +146,6 @@ class FrozenBatchNorm1d(_FrozenBatchNorm):
     dims = (2, 3)
 
 
-@without_activation(torch.nn.BatchNorm2d)
 class FrozenBatchNorm2d(_FrozenBatchNorm):
     """:class:`FrozenBatchNorm1d` for (N, C, H, W) input.
 
@@ -151,7 +162,6 @@ class FrozenBatchNorm2d(_FrozenBatchNorm):
     dims = (4,)
 
 
-@without_activation(torch.nn.BatchNorm3d)
 class FrozenBatchNorm3d(_FrozenBatchNorm):
     """:class:`FrozenBatchNorm1d` for (N, C, D, H, W) input.
 

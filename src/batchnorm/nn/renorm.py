@@ -21,6 +21,8 @@ _Warmup: TypeAlias = "int | tuple[int, int, int]"
 
 
 class _BatchRenorm(Variant):
+    counts_training = True  # the warmup goes by it
+
     def __init__(
         self,
         num_features: int,

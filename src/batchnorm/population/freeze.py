@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import ArgumentError
 from ..nn._base import is_batch_norm
@@ -56,6 +60,11 @@ def freeze(model: torch.nn.Module, *, where: Where | None = None, affine: bool =
         (['1'], True)
     """
     chosen = _chosen(model, where)
+    lazy = [f"{path} ({type(layer).__name__})" for path, layer in chosen if isinstance(layer, LazyModuleMixin)]
+    if lazy:
+        raise ArgumentError(
+            f"lazy layers take another class at their first input: {', '.join(lazy)}.", "run the model once before."
+        )
     without = [named(path, layer) for path, layer in chosen if layer.running_mean is None or layer.running_var is None]
     if without:
         raise ArgumentError(
@@ -65,20 +74,22 @@ def freeze(model: torch.nn.Module, *, where: Where | None = None, affine: bool =
     fresh = [layer for _, layer in chosen if not isinstance(layer, Frozen)]
     classes = [_frozen(type(layer)) for layer in fresh]
     # Each flag as it is before any is changed: two layers may share a gamma.
-    flags = {
-        layer: {name: parameter.requires_grad for name, parameter in layer.named_parameters()}
-        for _, layer in chosen
-        if affine and "_thawed_flags" not in layer.__dict__
+    flags = {layer: _flags(layer) for _, layer in chosen if affine and "_thawed_flags" not in layer.__dict__}
+    agreed = {
+        layer
+        for path, layer in chosen
+        if (parent := _parent(model, path)) is not None and parent.training == layer.training
     }
     kept = [_Kept(layer) for _, layer in chosen]
     try:
-        for layer, cls in zip(fresh, classes, strict=False):
+        for layer, cls in zip(fresh, classes, strict=True):
             layer.__dict__["asked_mode"] = layer.training
-            layer.training = False
+            layer.__dict__["_agreed"] = layer in agreed
             layer.__class__ = cls
         for layer, own in flags.items():
             layer.__dict__["_thawed_flags"] = own
-            for parameter in layer.parameters():
+            for name, parameter in layer.named_parameters():
+                _holders.setdefault(parameter, WeakKeyDictionary())[layer] = own[name]
                 parameter.requires_grad_(False)
         return [path for path, layer in chosen if layer in flags or layer in fresh]
     except BaseException:
@@ -114,22 +125,70 @@ def unfreeze(model: torch.nn.Module, *, where: Where | None = None) -> list[str]
         for path, layer in _chosen(model, where)
         if isinstance(layer, _FrozenHere) or "_thawed_flags" in layer.__dict__
     ]
+    changed = [named(path, layer) for path, layer in chosen if isinstance(layer, _FrozenHere) and not _is_own(layer)]
+    if changed:
+        raise ArgumentError(
+            f"another class was put before the layer's own while it was frozen: {', '.join(changed)}.",
+            "undo that first (parametrizations, fully_shard), or freeze after it.",
+        )
+    modes = {layer: _mode(model, path, layer) for path, layer in chosen if isinstance(layer, _FrozenHere)}
     kept = [_Kept(layer) for _, layer in chosen]
     try:
         for _, layer in chosen:
-            if isinstance(layer, _FrozenHere):
+            if layer in modes:
                 thawed: Any = type(layer).thawed_class
                 layer.__class__ = thawed
-                layer.training = layer.__dict__.pop("asked_mode")
+                for name in ("asked_mode", "_agreed", "_mode_written"):
+                    layer.__dict__.pop(name, None)
+                layer.training = modes[layer]
+                for child in layer.children():  # a domain's statistics
+                    child.train(modes[layer])
             for name, flag in layer.__dict__.pop("_thawed_flags", {}).items():
                 parameter = layer._parameters.get(name)
-                if parameter is not None:
+                if parameter is not None and not _held_by_another(parameter, layer):
                     parameter.requires_grad_(flag)
         return [path for path, _ in chosen]
     except BaseException:
         for each in kept:
             each.restore()
         raise
+
+
+def _is_own(layer: torch.nn.Module) -> bool:
+    """Whether a frozen layer's class is the one that freezing gave it."""
+    return "thawed_class" in vars(type(layer))
+
+
+def _parent(model: torch.nn.Module, path: str) -> torch.nn.Module | None:
+    return model.get_submodule(path.rpartition(".")[0]) if path else None
+
+
+def _mode(model: torch.nn.Module, path: str, layer: Any) -> bool:
+    """What a layer's ``training`` would be, had it not been frozen."""
+    parent = _parent(model, path)
+    if "_mode_written" in layer.__dict__ and layer.__dict__.get("_agreed") and parent is not None:
+        return parent.training
+    asked: bool = layer.asked_mode
+    return asked
+
+
+# Whose gamma and beta are fixed by which layers: of two that share one, the first to thaw does not let it go.
+_holders: Any = WeakIdKeyDictionary()
+
+
+def _held_by_another(parameter: Tensor, layer: torch.nn.Module) -> bool:
+    holders = _holders.get(parameter, {})
+    holders.pop(layer, None)
+    return any("_thawed_flags" in other.__dict__ for other in holders)
+
+
+def _flags(layer: torch.nn.Module) -> dict[str, bool]:
+    """Whether each parameter requires a gradient where no layer holds it fixed."""
+    flags = {}
+    for name, parameter in layer.named_parameters():
+        before = [flag for other, flag in _holders.get(parameter, {}).items() if "_thawed_flags" in other.__dict__]
+        flags[name] = before[0] if before else parameter.requires_grad
+    return flags
 
 
 def _chosen(model: torch.nn.Module, where: Where | None) -> list[tuple[str, Any]]:

@@ -105,7 +105,8 @@ class Conversion:
             memory["dimensions"] = self.found.dimensions
         own = {name: attributes.pop(name) for name in kind.attributes if name in attributes}
         if kind.name == "frozen":
-            layer.training = own.pop("asked_mode", True)
+            own.pop("_mode_written", None)
+            attributes["training"] = own.pop("asked_mode", True)
         elif kind.name == "domain":
             own["domains"] = _without_domains(layer, own["_domain"])
         elif kind.name in ("sync", "torch-sync"):
@@ -128,7 +129,7 @@ class Conversion:
         if takes_activation(self.cls):
             attributes.setdefault("activation", IDENTITY)
         if self.to.name == "frozen":
-            attributes["asked_mode"], attributes["training"] = layer.training, False
+            attributes["asked_mode"] = attributes.pop("training")
         elif self.to.name == "domain":
             _with_domains(layer, self.pattern, had)
         else:

@@ -66,9 +66,15 @@ PLAIN: set[type[torch.nn.Module]] = {
     FusingBatchNorm1d,
     FusingBatchNorm2d,
     FusingBatchNorm3d,
+}
+# These may add a residual, and have an activation or none.
+ACTIVATED: set[type[torch.nn.Module]] = {
+    BatchNormAct1d,
+    BatchNormAct2d,
+    BatchNormAct3d,
+    *_VARIANTS,
     *(plain for cls in _VARIANTS if (plain := cls._plain) is not None),
 }
-ACTIVATED: set[type[torch.nn.Module]] = {BatchNormAct1d, BatchNormAct2d, BatchNormAct3d, *_VARIANTS}
 
 
 def is_plain(norm: torch.nn.Module) -> bool:

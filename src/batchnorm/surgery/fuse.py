@@ -22,6 +22,8 @@ from ..nn import (
 )
 from ..nn._base import is_batch_norm
 from ..nn._norm_call import watch
+from ..nn._variant import Variant
+from ..nn.frozen import Frozen
 from .copying import copied, shared
 from .example import call, fresh, said, what_went_wrong
 from .follow import Following, what_follows
@@ -127,6 +129,10 @@ class _Norm:
         self.action = "kept"
         if isinstance(layer, _FUSED):
             self.following = Following("its activation is fused already")
+        elif isinstance(layer, Frozen):
+            self.following = Following("it is frozen: fuse first, then freeze")
+        elif isinstance(layer, Variant):
+            self.following = Following(f"a {self.given.__name__} takes what follows as arguments: activation, residual")
         elif self.given not in _KINDS:
             self.following = Following(f"{self.given.__name__} is a class of its own and may compute something else")
         elif where is not None and not where(path, original):

@@ -190,7 +190,7 @@ def refusal(layer: Any, found: Found | None) -> str | None:
     if found is None:
         return f"{name} is a class of its own and may compute something else"
     if isinstance(layer, Frozen) and found.kind.name != "frozen":
-        return "it is frozen: unfreeze(model) before"
+        return "it is frozen: unfreeze(model) before" if layer.thawed_class else f"{name} is frozen by its class"
     if is_parametrized(layer):
         return "its parameters are parametrized (torch.nn.utils.parametrize)"
     if "_sink" in layer.__dict__:
@@ -199,10 +199,15 @@ def refusal(layer: Any, found: Found | None) -> str | None:
     return f"{name} has its own {', '.join(own)}" if own else None
 
 
+def _bases(cls: type[torch.nn.Module] | None) -> tuple[type, ...]:
+    return () if cls is None else cls.__mro__
+
+
 def _overridden(layer: torch.nn.Module, base: type[torch.nn.Module]) -> list[str]:
     """What a layer's class, or the layer itself, has in place of a method of its base."""
-    mro = type(layer).__mro__
-    between = [cls for cls in mro[: mro.index(base)] if cls is not base.__dict__.get("_plain")]
+    plain = base.__dict__.get("_plain")
+    # Not only those before the base: a mixin after it comes before torch.nn.Module.
+    between = [cls for cls in type(layer).__mro__ if cls not in base.__mro__ and cls not in (plain, *_bases(plain))]
     theirs = set(dir(base)) - _HARMLESS
     own = {name for cls in between for name in vars(cls) if name in theirs}
     if any(vars(cls).get("__slots__") for cls in between):
