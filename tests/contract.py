@@ -316,7 +316,7 @@ def call(case: Case, module: torch.nn.Module | None = None) -> Tensor:
     extra = {"residual": case.residual} if case.residual is not None else {}
     if case.mask is not None:
         extra["mask"] = case.mask
-    return (module or case.ours)(case.input, **extra)
+    return (case.ours if module is None else module)(case.input, **extra)
 
 
 def torch_forward(layer: Layer, case: Case) -> Tensor:
@@ -807,6 +807,18 @@ def check_autocast(layer: Layer) -> None:
         if layer.residual:
             mixed = make(layer).ours(x.bfloat16(), x)
             torch.testing.assert_close(mixed, make(layer).ours(x.bfloat16(), x.bfloat16()))
+
+
+def check_compiled_for_batches_of_two_sizes(layer: Layer) -> None:
+    """In one graph without a break, of sizes that vary too: an epoch's last batch is smaller."""
+    torch._dynamo.reset()
+    eager, other = (make(layer, residual=layer.residual).ours for _ in range(2))
+    compiled = torch.compile(other, fullgraph=True, backend="eager")
+    for batch in (8, 6):
+        case = make(layer, residual=layer.residual, batch=batch)
+        torch.testing.assert_close(call(case, compiled), call(case, eager))
+        for name, buffer in eager.named_buffers():
+            torch.testing.assert_close(other.get_buffer(name), buffer, msg=f"batch of {batch}: {name}")
 
 
 def check_partial_gradients(layer: Layer) -> None:

@@ -15,11 +15,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.distributed as dist
 
-from distributed.checks import CHECKS
+from distributed.checks import CHECKS, before_the_group
 
 
 def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
+    before_the_group()
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=40))
     results: dict[str, dict[str, object]] = {}
     for name in names:

@@ -35,7 +35,7 @@ def test_a_torch_batch_norm_only_without_an_activation(cls: type[Variant]) -> No
 
 def test_the_torch_class_is_that_of_the_dimensions() -> None:
     for dims, torch_class in ((1, torch.nn.BatchNorm1d), (2, torch.nn.BatchNorm2d), (3, torch.nn.BatchNorm3d)):
-        for name in ("FrozenBatchNorm", "BatchRenorm"):
+        for name in ("GhostBatchNorm", "BatchRenorm"):
             assert isinstance(getattr(batchnorm, f"{name}{dims}d")(3), torch_class)
 
 

@@ -45,6 +45,10 @@ def check(case: Case) -> None:
         ("count", "mean", "var"), OPS.moments(case.input, case.mask), (count, mean, var), strict=True
     ):
         same(f"moments: {name}", one, other)
+    for name, one, other in zip(
+        ("count", "mean", "var"), OPS.double_moments(case.input, case.mask), (count, mean, var), strict=True
+    ):
+        same(f"double_moments, rounded: {name}", one.to(other.dtype), other)
     same("normalize", OPS.normalize(*case.layer(mean, var), *case.described), output)
     check_backward(case, truth, (mean, var), bits if case.activation.needs_bit else None, count)
     if case.mask is not None or values > 1:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import batchnorm
+from batchnorm.ops import eager
 from batchnorm.ops.schema import SCHEMAS
 from contract import FORMATS
 
@@ -86,6 +87,22 @@ def test_primitives(dtype: torch.dtype, format: str, mask: bool, name: str) -> N
     torch.library.opcheck(OPS.grad_input.default, (dy, *values.values(), None, count, *sums, *activation(name), True))
 
 
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_double_moments(dtype: torch.dtype, mask: bool) -> None:
+    values = layer(dtype, mask=mask)
+    torch.library.opcheck(OPS.double_moments.default, (values["input"], values["mask"]))
+
+
+def test_double_moments_know_more_than_float32_holds() -> None:
+    """Rounded, the mean of these is off by a part of their spread."""
+    x = 1e4 + 1e-2 * torch.randn(64, 3, 5)
+    exact = torch.var_mean(x.double(), dim=(0, 2), correction=0)
+    for found in (OPS.double_moments(x, None), eager.double_moments(x)):
+        torch.testing.assert_close(found[1], exact[1], rtol=1e-9, atol=0)
+        torch.testing.assert_close(found[2], exact[0], rtol=1e-3, atol=0)
+
+
 @vary
 def test_train(dtype: torch.dtype, format: str, mask: bool, name: str) -> None:
     values = layer(dtype, format, mask)
@@ -152,6 +169,7 @@ def test_every_operator_is_reachable() -> None:
     names = {schema[: schema.index("(")].split(".")[0] for schema in SCHEMAS}
     assert names == {
         "moments",
+        "double_moments",
         "normalize",
         "grad_sums",
         "grad_input",

@@ -360,3 +360,14 @@ def test_a_layer_of_a_frozen_one_s_class_is_frozen_too():
     assert int(twin.num_batches_tracked) == 0
     assert unfreeze(twin) == [""]
     assert twin.training
+
+
+def test_update_bn_leaves_what_is_frozen():
+    """It reset the statistics first, and then could not take others."""
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    filled(model)
+    before = [buffer.clone() for buffer in model[0].buffers()]
+    freeze(model[0])
+    torch.optim.swa_utils.update_bn([x()], model)
+    assert all(torch.equal(*each) for each in zip(model[0].buffers(), before, strict=True))
+    assert int(model[1].num_batches_tracked) == 1

@@ -16,7 +16,7 @@ __all__ = ["check_ghost_size", "ghost_batch_norm"]
 
 def check_ghost_size(ghost_size: int) -> None:
     """Refuse what is no number of samples."""
-    if not isinstance(ghost_size, int) or ghost_size < 1:
+    if isinstance(ghost_size, bool) or not isinstance(ghost_size, int) or ghost_size < 1:
         raise ArgumentError(
             f"ghost_size={ghost_size!r} is no number of samples.", "give 1 or more; 32 is a batch as small ones are."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from typing import Any
 
@@ -16,6 +17,11 @@ from .batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d, PlainNorm
 __all__ = ["FusingBatchNorm1d", "FusingBatchNorm2d", "FusingBatchNorm3d"]
 
 
+def _runs_between_compiled_code() -> bool:
+    # Of a graph that a sink breaks, frames run that the compiler skips; what they give out, it traces on with.
+    return "torch._dynamo" in sys.modules and torch._C._dynamo.eval_frame.get_eval_frame_callback() is not None
+
+
 class _FusingBatchNorm(PlainNorm):
     def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
         """Gives what :class:`BatchNorm1d` gives, computed when it is first used.
@@ -23,7 +29,7 @@ class _FusingBatchNorm(PlainNorm):
         With a mask, in a graph that is being compiled or exported, in a transform and in forward mode it is computed
         at once.
         """
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (self._sink is not None and _runs_between_compiled_code()):
             return super().forward(input, mask)
         self._settle()  # an earlier call moves the running statistics before this one does
         if mask is not None or not self._can_wait(input):

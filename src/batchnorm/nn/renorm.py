@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -46,7 +47,11 @@ class _BatchRenorm(Variant):
                 "keep the running statistics, or use a plain layer.",
             )
         check_limits(r_max, d_max)
-        start, r_end, d_end = (0, warmup, warmup) if isinstance(warmup, int) else warmup
+        given = (0, warmup, warmup) if isinstance(warmup, int) else warmup
+        numbers = isinstance(given, Sequence) and all(
+            isinstance(each, int) and not isinstance(each, bool) for each in given
+        )
+        start, r_end, d_end = given if numbers and len(given) == 3 else (-1, -1, -1)
         if not (0 <= start <= r_end and start <= d_end):
             raise ArgumentError(
                 f"warmup={warmup} is no schedule.",

@@ -26,6 +26,7 @@ from .running import training_by
 
 __all__ = [
     "backward",
+    "double_moments",
     "forward",
     "grad_input",
     "grad_sums",
@@ -84,6 +85,22 @@ def moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, 
     Returns:
         ``count`` () int64, ``mean`` (C,) and ``var`` (C,); mean and variance of nothing are 0.
     """
+    count, mean, shift, var = _moments(input, mask)
+    return count, mean + shift, var
+
+
+def double_moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`moments`, with mean and variance in float64, for those who merge them with others.
+
+    The mean of float32 values is known to more than float32 holds: rounded, it would be off by a part of the spread
+    where it is large beside that, and so would a variance that is merged from several.
+    """
+    count, mean, shift, var = _moments(input, mask)
+    return count, mean.to(torch.float64) + shift.to(torch.float64), var.to(torch.float64)
+
+
+def _moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Count, mean, what the mean lacks, and biased variance."""
     dims = _but_channel(input)
     x = as_statistics(input, input.dtype)  # (N, C, *spatial)
     count = count_values(input, mask)  # ()
@@ -95,7 +112,7 @@ def moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, 
     squares = (centred * centred).sum(dims) / values  # (C,)
     # Squares that overflow are infinite, and so may the shift's be: their difference would be NaN.
     var = torch.where(squares.isinf(), squares, squares - shift * shift).clamp(min=0)  # (C,)
-    return count, mean.detach() + shift, var
+    return count, mean.detach(), shift, var
 
 
 def normalize(

@@ -44,6 +44,7 @@ _TRACKED = (
 
 SCHEMAS = (
     "moments(Tensor input, Tensor? mask) -> (Tensor count, Tensor mean, Tensor var)",
+    "double_moments(Tensor input, Tensor? mask) -> (Tensor count, Tensor mean, Tensor var)",
     f"normalize(Tensor input, {_LAYER}, {_ACTIVATION}) -> Tensor",
     f"grad_sums(Tensor grad_output, Tensor input, {_LAYER}, Tensor? bits, {_ACTIVATION})"
     " -> (Tensor sum_dz, Tensor sum_dz_standardized)",
@@ -93,6 +94,10 @@ def _conform(output: Tensor, input: Tensor, wanted: bool = True) -> Tensor:
 
 def _moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return eager.moments(input, mask)
+
+
+def _double_moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return eager.double_moments(input, mask)
 
 
 def _normalize(input: Tensor, *arguments: Any) -> Tensor:
@@ -145,6 +150,11 @@ def _fake_moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, T
     return input.new_empty((), dtype=torch.int64), _vector(input), _vector(input)
 
 
+def _fake_double_moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    wide = input.new_empty(input.shape[1], dtype=torch.float64)
+    return input.new_empty((), dtype=torch.int64), wide, torch.empty_like(wide)
+
+
 def _fake_gradients(input: Tensor, keep_residual: bool) -> tuple[Tensor, Tensor]:
     return torch.empty_like(input), torch.empty_like(input) if keep_residual else input.new_empty(0)
 
@@ -162,6 +172,7 @@ def _fake_backward(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple
 _IMPLEMENTATIONS: tuple[tuple[Callable[..., Any], ...], tuple[Callable[..., Any], ...]] = (
     (
         _moments,
+        _double_moments,
         _normalize,
         _grad_sums,
         _grad_input,
@@ -173,6 +184,7 @@ _IMPLEMENTATIONS: tuple[tuple[Callable[..., Any], ...], tuple[Callable[..., Any]
     ),
     (
         _fake_moments,
+        _fake_double_moments,
         lambda input, *arguments: torch.empty_like(input),
         lambda grad_output, input, *arguments: (_vector(input), _vector(input)),
         lambda grad_output, input, *arguments: _fake_gradients(input, arguments[-1]),

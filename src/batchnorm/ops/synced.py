@@ -74,11 +74,12 @@ def batch_norm_synced(
 def _moments(input: Tensor, mask: Tensor | None, group: str, ranks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of all ranks together: positions, padded ones included, and valid ones, () int64; mean and biased var, (C,)."""
     channels = input.shape[1]
-    count, mean, var = torch.ops.batchnorm.moments(input, mask)
+    # In float64: rounded to float32, a rank's mean would be off by a part of the spread where it is large beside that.
+    count, mean, var = torch.ops.batchnorm.double_moments(input, mask)
     values = count.to(torch.float64)
     positions = torch.full((1,), input.numel() // max(channels, 1), dtype=torch.float64, device=input.device)
-    # In float64 a count is exact up to 2⁵³, and so is a float32 mean.
-    part = torch.cat((positions, values.view(1), mean.to(torch.float64), var.to(torch.float64) * values))
+    # A count is exact there up to 2⁵³.
+    part = torch.cat((positions, values.view(1), mean, var * values))
     parts = _all_gather(part, ranks, group).view(ranks, 2 + 2 * channels)
     merged = merge_ranks(parts[:, 1:2], parts[:, 2 : 2 + channels], parts[:, 2 + channels :])
     dtype = statistics_dtype(input.dtype)

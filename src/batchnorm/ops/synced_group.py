@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from ..errors import ArgumentError
+
+if dist.is_available():
+    from torch.distributed import distributed_c10d
 
 __all__ = ["Group", "ranks_to_synchronize"]
 
@@ -32,6 +36,11 @@ class Group:
     @classmethod
     def of(cls, process_group: dist.ProcessGroup) -> Group:
         """The group's name, size and ranks."""
+        if not isinstance(process_group, dist.ProcessGroup | int):  # -100 stands for a group of others
+            raise ArgumentError(
+                f"process_group is a {type(process_group).__name__}.",
+                "give what torch.distributed.new_group returns, or mesh.get_group() of a DeviceMesh.",
+            )
         size = dist.get_world_size(process_group)
         if size < 0:
             return cls(None, size, ())
@@ -39,8 +48,6 @@ class Group:
 
     def resolve(self) -> dist.ProcessGroup:
         """The group of that name."""
-        from torch.distributed import distributed_c10d  # noqa: PLC0415  (not in every build)
-
         c10d: Any = distributed_c10d
         group: dist.ProcessGroup = c10d._resolve_process_group(self.checked()[0])
         return group
@@ -59,6 +66,19 @@ class Group:
             )
         return self.name, self.size
 
+    def check_members(self) -> None:
+        """Refuse a name that is no group's any more, or another's: names are given again."""
+        c10d: Any = distributed_c10d
+        try:
+            members = tuple(dist.get_process_group_ranks(c10d._resolve_process_group(self.name)))
+        except RuntimeError:
+            members = ()
+        if members != self.members:
+            raise ArgumentError(
+                f"the process group of ranks {list(self.members)} that the layer synchronises over was destroyed.",
+                "set layer.process_group to a group of now, or to None for all ranks.",
+            )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Group:
         return self
 
@@ -71,12 +91,16 @@ class Group:
 
 def ranks_to_synchronize(process_group: dist.ProcessGroup | Group | None) -> tuple[str, int] | None:
     """Name and size of the group, for None the default one; None where there is nobody to synchronise with."""
-    if not (dist.is_available() and dist.is_initialized()):
+    # Not dist.is_initialized(): a compiler takes its answer for a constant, and a layer that was compiled before
+    # init_process_group would go on by itself.
+    world: Any = distributed_c10d._world._default_pg if dist.is_available() else None
+    if world is None:
         return None
     if process_group is None:
-        size = dist.get_world_size()
-        world: Any = dist.group.WORLD
+        size: int = world.size()
         return (world.group_name, size) if size > 1 else None
     group = process_group if isinstance(process_group, Group) else Group.of(process_group)
     name, size = group.checked()
+    if not torch.compiler.is_compiling():
+        group.check_members()
     return (name, size) if size > 1 else None

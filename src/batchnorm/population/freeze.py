@@ -232,6 +232,9 @@ class _FrozenHere(Frozen):
     def __init_subclass__(cls) -> None:
         """Nothing: who keeps a list of a class's subclasses need not hear of these."""
 
+    def reset_running_stats(self) -> None:
+        """Does nothing: ``update_bn`` of torch resets first, and would take no others."""
+
     def extra_repr(self) -> str:
         """As the layer's, and that it is frozen."""
         return ", ".join(filter(None, [super().extra_repr(), "frozen"]))

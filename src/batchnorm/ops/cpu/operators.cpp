@@ -69,14 +69,24 @@ Forward train(Tensor input, MaybeTensor weight, MaybeTensor bias, MaybeTensor re
   return run_forward(walk, buffers, layer, keep_bits, momentum, skip_nonfinite);
 }
 
-std::tuple<Tensor, Tensor, Tensor> moments_operator(Tensor input, MaybeTensor mask) {
+// In the dtype of the input's statistics, or in double.
+std::tuple<Tensor, Tensor, Tensor> moments_in(bool wide, const Tensor& input, const MaybeTensor& mask) {
   const Walk walk(input, mask);
   std::vector<double> mean(walk.channels()), var(walk.channels());
   Pass pass{walk.layout(), kernels_for(walk.element()), walk.element(), {}};
   pass.input = walk.input();
+  pass.wide = wide;
   moments(pass, mean.data(), var.data());
-  return {count_of(walk.layout().values() ? walk.layout().count() : 0), statistics(mean, walk.element()),
-          statistics(var, walk.element())};
+  const Element held = wide ? Element::Float64 : walk.element();
+  return {count_of(walk.layout().values() ? walk.layout().count() : 0), statistics(mean, held), statistics(var, held)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> moments_operator(Tensor input, MaybeTensor mask) {
+  return moments_in(false, input, mask);
+}
+
+std::tuple<Tensor, Tensor, Tensor> double_moments_operator(Tensor input, MaybeTensor mask) {
+  return moments_in(true, input, mask);
 }
 
 Tensor normalize_operator(Tensor input, Tensor mean, Tensor var, MaybeTensor weight, MaybeTensor bias,
@@ -144,6 +154,7 @@ STABLE_TORCH_LIBRARY_IMPL(batchnorm, CPU, library) {
   // Where the processor runs none of the kernels, the Python ones keep the operators.
   if (batchnorm::chosen_instruction_set() < 0) return;
   library.impl("moments", TORCH_BOX(&batchnorm::moments_operator));
+  library.impl("double_moments", TORCH_BOX(&batchnorm::double_moments_operator));
   library.impl("normalize", TORCH_BOX(&batchnorm::normalize_operator));
   library.impl("grad_sums", TORCH_BOX(&batchnorm::grad_sums_operator));
   library.impl("grad_input", TORCH_BOX(&batchnorm::grad_input_operator));

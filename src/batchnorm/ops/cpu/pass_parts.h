@@ -76,8 +76,9 @@ inline double origin_of(const Pass& pass, int64_t channel) {
 inline void finish_moments(const Pass& pass, int64_t channel, Moments found, double* mean, double* var) {
   if (found.count > 0) found.mean += origin_of(pass, channel);
   if (!std::isfinite(found.mean) || !std::isfinite(found.m2)) found = plain_moments(pass, channel);
-  mean[channel] = as_statistic(pass, found.mean);
-  var[channel] = as_statistic(pass, found.count > 0 ? found.m2 / found.count : 0);
+  const double variance = found.count > 0 ? found.m2 / found.count : 0;
+  mean[channel] = pass.wide ? found.mean : as_statistic(pass, found.mean);
+  var[channel] = pass.wide ? variance : as_statistic(pass, variance);
 }
 
 // dx = weight·invstd·(dz − Σdz/n − x̂·Σ(dz·x̂)/n), as dz·of_grad + (x − mean)·of_input + constant.

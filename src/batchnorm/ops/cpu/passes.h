@@ -15,6 +15,7 @@ struct Pass {
   const void* input = nullptr;
   const void* residual = nullptr;
   uint8_t* bits = nullptr;
+  bool wide = false;  // whether moments stay in double
 };
 
 struct ForwardPass : Pass {
