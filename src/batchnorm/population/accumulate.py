@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -13,13 +13,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import ArgumentError
 from ..nn._base import Norm
-from ..nn.ghost import GhostBatchNorm1d
-from ..ops.running import is_recomputation, update_running
 from .layers import named, norms_with_statistics
+from .sinks import Kept, Sink, Swap, remove
 
 __all__ = ["accumulate_statistics"]
-
-_GHOST = GhostBatchNorm1d.__mro__[1]
 
 
 @contextmanager
@@ -34,20 +31,23 @@ def accumulate_statistics(model: torch.nn.Module) -> Iterator[None]:
     :math:`s_k^2`, and m is the layer's momentum: the buffers move as if the micro-batches had been one batch, and
     ``num_batches_tracked`` counts one. Each call still normalises by its own moments, so outputs and gradients are
     those without it. The moments are merged in float64 (Chan, Golub & LeVeque 1979), and nothing waits for the device.
+    Layers that share their buffers (a model beside what :func:`batchnorm.convert` made of it) move them once, together.
 
     For gradient accumulation, and for every step that calls the model more than once (two halves of a GAN's batch, the
-    two passes of SAM). Recomputation by activation checkpointing counts nothing; layers in evaluation mode are left
-    alone; of a :class:`batchnorm.GhostBatchNorm1d` / ``2d`` / ``3d`` the parts are averaged, each counted alike. A
-    batch with a NaN or an infinity is left out by this library's layers (``nonfinite="skip"``); in torch's own it gets
-    into the statistics, as ever. On any exception nothing moves.
+    two passes of SAM). Recomputation by activation checkpointing counts nothing (of torch's norms, where the backward
+    pass runs within it too); layers in evaluation mode are left alone; of a :class:`batchnorm.GhostBatchNorm1d` /
+    ``2d`` / ``3d`` the parts are averaged, each counted alike. A batch with a NaN or an infinity is left out by this
+    library's layers (``nonfinite="skip"``); in torch's own it gets into the statistics, as ever. On any exception
+    nothing moves.
 
     Args:
         model: Any module. Batch norms are this library's, torch's, and subclasses, whose ``forward`` may use the
-            running statistics only to move them.
+            running statistics only to move them. Those that are not this library's are seen when they are called:
+            ``norm(x)``, never ``norm.forward(x)``.
 
     Raises:
         ArgumentError: Within itself, for a layer of both; ``torch.nn.DataParallel``, whose replicas see parts;
-            a scripted model.
+            a scripted model; at its end for buffers that were replaced meanwhile (``model.double()``).
 
     Compiled code is interrupted at each norm of this library (with ``fullgraph=True`` torch raises its own error); with
     norms of torch's in the model it runs uncompiled.
@@ -65,198 +65,87 @@ def accumulate_statistics(model: torch.nn.Module) -> Iterator[None]:
     # Looking at their statistics also computes norms that still wait, before their batches would be taken.
     layers = norms_with_statistics(model)
     _check(model, layers)
-    with _not_traced(layers), ExitStack() as stack:
-        taken = []
-        for _, layer in layers:
-            taken.append(stack.enter_context(_taken(layer)))
-        yield
-        for _, layer in layers:
-            _ = layer.running_mean  # a call that still waits for what follows is computed, while its batch is taken
-        moves = [move for sink in taken for move in sink.moves()]
-        _write(moves)
-
-
-class _Buffers:
-    """Running statistics that are to move, and the moments of the calls that would have moved them."""
-
-    def __init__(self, mean: Tensor, var: Tensor, seen: Tensor | None) -> None:
-        self.mean, self.var, self.seen = mean, var, seen
-        dtype = torch.float32 if mean.device.type == "mps" else torch.float64  # the best that the device has
-        self.count = torch.zeros((), dtype=dtype, device=mean.device)
-        self.pooled = (torch.zeros(mean.shape, dtype=dtype, device=mean.device),) * 2
-
-    def add(self, count: Tensor, mean: Tensor, m2: Tensor, spread: bool) -> None:
-        """Another set: Chan's formula, or without the spread between means where those are no parts of one set."""
-        own_mean, own_m2 = self.pooled
-        some = count > 0
-        total = self.count + count
-        share = count / total.clamp(min=1)
-        # Not a product with 0: what does not count may not be finite.
-        delta = torch.where(some, mean - own_mean, 0.0)
-        between = delta * delta * self.count * share if spread else torch.zeros_like(delta)
-        self.pooled = (own_mean + delta * share, own_m2 + torch.where(some, m2, 0.0) + between)
-        self.count = total
-
-
-class _Sink:
-    """Takes a layer's batches in place of its running buffers (:class:`batchnorm.nn._base.Sink`)."""
-
-    def __init__(self, layer: _NormBase) -> None:
-        self.layer = layer
-        self.parts = isinstance(layer, _GHOST)  # the buffers are of parts; their number is what counts
-        self.kept: dict[int, _Buffers] = {}
-        self._last: tuple[_Buffers, Tensor, Tensor, Tensor, Tensor | int] | None = None
-
-    def __deepcopy__(self, memo: Any) -> None:
-        """A copy of the layer has its own running statistics to move."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(None), ()
-
-    def buffers(
-        self, input: Tensor, mask: Tensor | None, mean: Tensor, var: Tensor, seen: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Buffers for one call, which afterwards hold its mean, its unbiased variance, and 1 if it may count."""
-        self.settle()
-        kept = self.kept.setdefault(id(mean), _Buffers(mean, var, seen))
-        # As precise as the input's statistics are, whatever the buffers'.
-        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-        scratch = torch.zeros((2, *mean.shape), dtype=dtype, device=mean.device)
-        count = torch.zeros((), dtype=torch.int64, device=mean.device)
-        values = mask.sum() if mask is not None else input.numel() // max(input.shape[1], 1)
-        self._last = (kept, scratch[0], scratch[1], count, values)
-        return scratch[0], scratch[1], count
-
-    def counted(self, count: Tensor) -> None:
-        """The last call's statistics are of ``count`` values, of other ranks' too."""
-        if self._last is not None:
-            self._last = (*self._last[:4], count)
-
-    def found(self, mean: Tensor | None, var: Tensor | None) -> None:
-        """The last call's statistics are these."""
-        if self._last is not None and mean is not None and var is not None:
-            kept, _, _, seen, values = self._last
-            self._last = (kept, mean, var, torch.ones_like(seen), values)
-
-    def forget(self) -> None:
-        """The last call does not count."""
-        self._last = None
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Merges what the last call left."""
-        if self._last is None:
-            return
-        (kept, mean, var, seen, values), self._last = self._last, None
-        parts = seen.to(kept.count)
-        weight = parts if self.parts else torch.as_tensor(values).to(kept.count) * (parts > 0)
-        m2 = var.to(kept.count) * (weight if self.parts else (weight - 1).clamp(min=0))
-        kept.add(weight, mean.to(kept.count), m2, spread=not self.parts)
-
-    def moves(self) -> list[tuple[_NormBase, _Buffers, Tensor, Tensor, Tensor]]:
-        """What is to be written: count, mean and unbiased variance."""
-        self.settle()
-        found = []
-        for kept in self.kept.values():
-            mean, m2 = kept.pooled
-            if self.parts:
-                # Variances of parts have their Bessel's correction, and a single one of them is as good as a batch.
-                found.append((self.layer, kept, kept.count * 2, mean, m2 / kept.count.clamp(min=1)))
-            else:
-                found.append((self.layer, kept, kept.count, mean, m2 / (kept.count - 1).clamp(min=1)))
-        return found
-
-
-def _write(moves: list[tuple[_NormBase, _Buffers, Tensor, Tensor, Tensor]]) -> None:
-    buffers = [buffer for _, kept, *_ in moves for buffer in (kept.mean, kept.var, kept.seen) if buffer is not None]
-    before = [buffer.clone() for buffer in buffers]
+    accumulation = _Accumulation(layers)
+    # Nothing runs outside, and no `finally` comes after the statistics have moved: an interrupt may come at any line.
     try:
-        for move in moves:
-            _move(*move)
+        try:
+            with _not_traced(layers):
+                accumulation.begin()
+                yield
+                accumulation.move()
+                accumulation.end()
+        except BaseException:
+            accumulation.undo()
+            raise
     except BaseException:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+        accumulation.undo()  # again, for an interrupt that came while it was undone
         raise
 
 
-@torch.no_grad()
-def _move(layer: _NormBase, kept: _Buffers, count: Tensor, mean: Tensor, unbiased: Tensor) -> None:
-    momentum: Any = layer.momentum
-    if momentum is None:
-        momentum = 0.0 if kept.seen is None else 1.0 / (kept.seen + 1).to(mean.dtype)
-    skip = isinstance(layer, Norm) and layer.nonfinite == "skip"
-    var = unbiased * ((count - 1).clamp(min=0) / count.clamp(min=1))
-    update_running(kept.mean, kept.var, kept.seen, count, mean, var, momentum, skip)
+class _Accumulation:
+    """What one ``accumulate_statistics`` has put into the layers, and takes out of them again."""
+
+    def __init__(self, layers: list[tuple[str, _NormBase]]) -> None:
+        self.layers = layers
+        self.kept = Kept(self)
+        self._owned = [list(layer.buffers()) for _, layer in layers]
+        self._before: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self) -> None:
+        """From now on batches are taken."""
+        for _, layer in self.layers:
+            if isinstance(layer, Norm):
+                layer._sink = Sink(layer, self.kept)
+            else:
+                swap = Swap(self.kept)
+                layer.register_forward_pre_hook(swap.before, with_kwargs=True)
+                layer.register_forward_hook(swap.after, prepend=True, always_call=True)
+
+    def move(self) -> None:
+        """Moves the running statistics by what was taken."""
+        for _, layer in self.layers:
+            _ = layer.running_mean  # a call that still waits for what follows is computed, while its batch is taken
+        self._check_buffers()
+        every = self.kept.all()
+        self._before = [(buffer, buffer.clone()) for calls in every for buffer in calls.buffers()]
+        for calls in every:
+            calls.move()
+
+    def end(self) -> None:
+        """From now on batches move the running statistics again. Whatever came of it before, it can be done again."""
+        self.kept.open = False
+        for _, layer in self.layers:
+            remove(layer)
+
+    def undo(self) -> None:
+        """As before the beginning, but for what the calls returned. It can be done again."""
+        for _, layer in self.layers:
+            if layer.__dict__.get("_sink") is not None:
+                with suppress(Exception):
+                    _ = layer.running_mean  # or it would move the statistics later, when its output is used
+        with torch.no_grad():
+            for buffer, value in self._before:
+                buffer.copy_(value)
+        self.end()
+
+    def _check_buffers(self) -> None:
+        replaced = [
+            layer
+            for (_, layer), owned in zip(self.layers, self._owned, strict=True)
+            if not all(_is_in(buffer, layer) for buffer in owned)
+        ]
+        for path, layer in self.layers:
+            if layer in replaced and any(
+                calls.layer is layer and not _is_in(calls.mean, layer) for calls in self.kept.all()
+            ):
+                raise ArgumentError(
+                    f"the running statistics of {named(path, layer)} were replaced while they were accumulated.",
+                    "call model.double(), model.to(…) and whatever else gives it other buffers before it or after it.",
+                )
 
 
-@contextmanager
-def _taken(layer: _NormBase) -> Iterator[_Sink]:
-    sink = _Sink(layer)
-    if isinstance(layer, Norm):
-        layer._sink = sink
-        try:
-            yield sink
-        finally:
-            layer.__dict__.pop("_sink", None)
-        return
-    swap = _Swap(layer, sink)
-    before = layer.register_forward_pre_hook(swap.before)
-    after = layer.register_forward_hook(swap.after, prepend=True, always_call=True)
-    try:
-        yield sink
-    finally:
-        before.remove()
-        after.remove()
-        swap.back()
-
-
-class _Swap:
-    """For a layer that has no place for a sink: other buffers while its forward pass runs."""
-
-    def __init__(self, layer: _NormBase, sink: _Sink) -> None:
-        self.layer = layer
-        self.sink: _Sink | None = sink  # None in a copy
-        self._own: tuple[dict[str, Tensor | None], float | None] | None = None
-
-    def before(self, layer: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        self.back()  # a pass that was interrupted left them
-        own = self.layer
-        if self.sink is None or not own.training or not arguments:
-            return
-        mean, var, seen = own._buffers["running_mean"], own._buffers["running_var"], own._buffers["num_batches_tracked"]
-        if mean is None or var is None:
-            return
-        scratch_mean, scratch_var, count = self.sink.buffers(arguments[0], None, mean, var, seen)
-        if is_recomputation():
-            self.sink.forget()
-        elif isinstance(own, torch.nn.SyncBatchNorm) and torch.distributed.is_initialized():
-            # Its statistics are of all ranks, which are taken to have had as much as this one.
-            ranks = torch.distributed.get_world_size(own.process_group)
-            self.sink.counted(torch.tensor(ranks * (arguments[0].numel() // max(arguments[0].shape[1], 1))))
-        self._own = ({"running_mean": mean, "running_var": var, "num_batches_tracked": seen}, own.momentum)
-        own._buffers.update(
-            running_mean=scratch_mean.to(mean.dtype),
-            running_var=scratch_var.to(var.dtype),
-            num_batches_tracked=None if seen is None else count,
-        )
-        own.momentum = 1.0
-
-    def after(self, layer: torch.nn.Module, arguments: Any, output: Any) -> None:
-        if self._own is None or self.sink is None:
-            return
-        moved = self.layer._buffers
-        if output is None:  # it raised
-            self.sink.forget()
-        else:
-            self.sink.found(moved["running_mean"], moved["running_var"])
-        self.back()
-
-    def back(self) -> None:
-        if self._own is not None:
-            buffers, momentum = self._own
-            self.layer._buffers.update(buffers)
-            self.layer.momentum = momentum
-            self._own = None
+def _is_in(buffer: Tensor, layer: torch.nn.Module) -> bool:
+    return any(buffer is own for own in layer.buffers())
 
 
 def _check(model: torch.nn.Module, layers: list[tuple[str, _NormBase]]) -> None:
@@ -268,11 +157,13 @@ def _check(model: torch.nn.Module, layers: list[tuple[str, _NormBase]]) -> None:
             )
     for path, layer in layers:
         hooks = [getattr(hook, "__self__", None) for hook in layer._forward_pre_hooks.values()]
-        if "_sink" in layer.__dict__ or any(isinstance(each, _Swap) and each.sink for each in hooks):
+        if any(isinstance(each, Sink | Swap) and each.is_in_use() for each in (layer.__dict__.get("_sink"), *hooks)):
             raise ArgumentError(
                 f"the statistics of {named(path, layer)} are accumulated already.",
                 "one accumulate_statistics(model) for a step is enough.",
             )
+    for _, layer in layers:
+        remove(layer)  # what a copy has of its original, or two interrupts in a row have left
 
 
 def _not_traced(layers: list[tuple[str, _NormBase]]) -> AbstractContextManager[Any]:
@@ -284,8 +175,8 @@ def _not_traced(layers: list[tuple[str, _NormBase]]) -> AbstractContextManager[A
     """
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
-    if not hasattr(_Sink.buffers, "_torchdynamo_disable"):
+    if not hasattr(Sink.buffers, "_torchdynamo_disable"):
         for name in ("counted", "buffers"):
-            setattr(_Sink, name, torch.compiler.disable(getattr(_Sink, name)))
+            setattr(Sink, name, torch.compiler.disable(getattr(Sink, name)))
     hooked = any(not isinstance(layer, Norm) for _, layer in layers)
     return torch.compiler.set_stance("force_eager") if hooked else nullcontext()

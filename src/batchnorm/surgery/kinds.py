@@ -193,7 +193,7 @@ def refusal(layer: Any, found: Found | None) -> str | None:
         return "it is frozen: unfreeze(model) before" if layer.thawed_class else f"{name} is frozen by its class"
     if is_parametrized(layer):
         return "its parameters are parametrized (torch.nn.utils.parametrize)"
-    if "_sink" in layer.__dict__:
+    if layer.__dict__.get("_sink") is not None:
         return "its statistics are being accumulated (accumulate_statistics)"
     own = _overridden(layer, found.base)
     return f"{name} has its own {', '.join(own)}" if own else None
