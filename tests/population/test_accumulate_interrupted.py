@@ -84,6 +84,7 @@ def test_at_any_line_of_a_step_that_fails():
             net(x)
             raise KeyError
         assert picture(net) == before, line
+        assert torch.is_grad_enabled(), line
         if raised.type is KeyError:
             break
     assert line > 60

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import batchnorm
 from batchnorm import recalibrate
 from batchnorm.errors import ArgumentError
-from batchnorm.population import NonfiniteError
+from batchnorm.population import NonfiniteError, pool
+from batchnorm.population.progress import report
 from population.recalibrate_tools import ORDERS, close, expected, images, network, picture
 
 TORCH, OURS, FUSING = torch.nn.BatchNorm2d, batchnorm.BatchNorm2d, batchnorm.FusingBatchNorm2d
@@ -76,11 +77,20 @@ def test_the_first_norm_is_exact(sizes, shift, spatial, order, masked):
     assert int(norm.num_batches_tracked) == sum(size > 0 for size in sizes)
 
 
-def test_values_are_converted_in_parts(monkeypatch):
-    monkeypatch.setattr("batchnorm.population.pool._CHUNK", 50)
-    model, x = network(), images(9)
-    recalibrate(model, x)
-    assert close(model[1], expected([model[0](x).detach()]))
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(9, 3, 7, 7), (1, 3, 40, 5), (1, 3, 5, 4, 30), (50, 3)])
+def test_values_are_converted_in_parts(monkeypatch, shape, masked):
+    """One large sample too."""
+    monkeypatch.setattr(pool, "_CHUNK", 50)
+    x, mask = torch.randn(shape), torch.rand(shape[0], *shape[2:]) < 0.6
+    found = pool.moments_of(x, mask if masked else None)
+    sizes = [part.numel() for part, _ in pool._parts(x, None)]
+    assert max(sizes) <= 50
+    assert sum(sizes) == x.numel()
+    values = x.movedim(1, -1)[mask] if masked else x.movedim(1, -1).reshape(-1, 3)
+    assert int(found[0]) == len(values)
+    np.testing.assert_allclose(found[1], values.double().mean(0), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(found[2], values.double().var(0, correction=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -191,6 +201,32 @@ def test_max_samples_ends_after_the_batch_that_reaches_it(order):
     done = recalibrate(model, x.split(4), max_samples=6, order=order)
     assert done.samples == 8
     assert close(model.norm, expected([x[:8]]))
+
+
+@pytest.mark.parametrize(("size", "masked"), [(64, False), (32, False), (31, False), (8, False), (64, True)])
+def test_one_pass_normalises_by_the_batch_where_that_is_enough(size, masked):
+    """Beside a single norm before it, the second one's statistics are those of what the rule makes of each batch."""
+    first, last = batchnorm.BatchNorm1d(2).double(), batchnorm.BatchNorm1d(2).double()
+    x = torch.randn(128, 2, dtype=torch.float64) * torch.linspace(1, 5, 128).unsqueeze(1)
+    seen = []
+    kept = torch.arange(size) < 20  # of 64, too few
+
+    def forward(model, batch):
+        mask = kept[: len(batch)] if masked else None
+        seen.append(model[0](batch, mask).detach())
+        model[1](seen[-1])
+
+    model, parts = torch.nn.ModuleList([first, last]), x.split(size)
+    recalibrate(model, parts, forward=forward)
+    for index, part in enumerate(parts):
+        if size >= 32 and not masked and len(part) >= 32:
+            of = part
+        else:
+            of = torch.cat([each[kept[: len(each)]] if masked else each for each in parts[: index + 1]])
+        wanted = (part - of.mean(0)) / (of.var(0) + 1e-5).sqrt()
+        chosen = kept[: len(part)] if masked else slice(None)
+        torch.testing.assert_close(seen[index][chosen], wanted[chosen], rtol=1e-8, atol=1e-8)
+    assert close(last, expected(seen))
 
 
 class Shared(torch.nn.Module):
@@ -317,7 +353,11 @@ def test_autocast_and_the_model_as_a_norm_itself():
         (None, iter([torch.zeros(3, 2)]), {"order": "layer-by-layer"}, "can be iterated once"),
         (None, torch.zeros(1, 2), {}, "1 value a channel"),
         (lambda model: torch.nn.LayerNorm(2), "x", {}, "no batch norm whose statistics"),
-        (lambda model: (batchnorm.freeze(model), model)[1], "x", {}, "all 1 are frozen"),
+        (lambda model: (batchnorm.freeze(model), model)[1], "x", {}, "all 1 are frozen .* unfreeze"),
+        (lambda model: torch.nn.Sequential(torch.nn.Linear(2, 2), model.eval()), "x", {}, "frozen .*with model.eval"),
+        (lambda model: torch.nn.BatchNorm1d(2, momentum=0.0), "x", {}, "frozen .*a momentum"),
+        (lambda model: torch.nn.BatchNorm1d(0), "x", {}, "no batch norm whose statistics"),
+        (None, [{"image": torch.zeros(3, 2)}], {}, "a dict of image, and the model's .*forward=lambda"),
         (lambda model: torch.jit.trace(model, torch.zeros(2, 2)), "x", {}, "is scripted"),
         (lambda model: torch.nn.LazyBatchNorm1d(), "x", {}, "has no values yet"),
         (lambda model: model.to("meta"), "x", {}, "has no values yet"),
@@ -332,6 +372,41 @@ def test_what_is_refused(change, batches, arguments, message):
     with pytest.raises(ArgumentError, match=message):
         recalibrate(given, torch.randn(6, 2) if isinstance(batches, str) else batches, **arguments)
     assert picture(model) == before
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_norm_without_channels_is_passed_over(order):
+    model, x = torch.nn.ModuleList([batchnorm.BatchNorm1d(0), torch.nn.BatchNorm1d(2)]), torch.randn(5, 2)
+    done = recalibrate(model, x, forward=lambda model, batch: (model[0](batch[:, :0]), model[1](batch)), order=order)
+    assert [each.layer for each in done.layers] == ["1"]
+    assert done.unreached == ()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_input_is_no_first_keyword(order):
+    class Masked(Pairs):
+        def __init__(self):
+            super().__init__()
+            self.norm = OURS(2)
+
+        def forward(self, input):
+            return self.norm(mask=input[:, 0, :, :] > 0, input=input)
+
+    model, x = Masked(), images(5)
+    recalibrate(model, x, order=order)
+    assert close(model.norm, expected([x.movedim(1, -1)[x[:, 0] > 0]]))
+
+
+@pytest.mark.parametrize("wrap", ["averaged", "module", "compiled"])
+def test_the_mode_of_a_wrapper_freezes_nothing(model, wrap):
+    wrappers = {
+        "averaged": torch.optim.swa_utils.AveragedModel,
+        "module": torch.nn.Sequential,
+        "compiled": torch.compile,
+    }
+    given = wrappers[wrap](model.eval()).train(False)
+    given.training = True
+    assert len(recalibrate(given, images(5)).layers) == 2
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -394,7 +469,28 @@ def test_layer_by_layer_passes_through_code_that_catches_exceptions():
     recalibrate(model, x, order="layer-by-layer")
     assert close(model.norm, expected([x]))
     with pytest.raises(ArgumentError, match="catches what should leave"):
-        recalibrate(Catches(), x, order="layer-by-layer")
+        recalibrate(Catches(), x.split(3), order="layer-by-layer")
+
+
+class Once:
+    """Can be iterated once, and is no iterator: what ``tqdm`` makes of a generator."""
+
+    def __init__(self, parts):
+        self.parts = iter(parts)
+
+    def __iter__(self):
+        yield from self.parts
+
+
+def test_layer_by_layer_sees_the_first_batch_of_what_can_be_iterated_once(model):
+    norm, x = torch.nn.BatchNorm1d(2), torch.randn(9, 2)
+    done = recalibrate(norm, Once(x.split(3)), order="layer-by-layer")
+    assert (done.batches, done.passes) == (3, 1)
+    assert close(norm, expected([x]))
+    before = picture(model)
+    with pytest.raises(ArgumentError, match="pass 2 had 0 batches"):
+        recalibrate(model, Once(images(9).split(3)), order="layer-by-layer")
+    assert picture(model) == before
 
 
 def test_layer_by_layer_wants_the_same_data_every_time(model):
@@ -406,7 +502,7 @@ def test_layer_by_layer_wants_the_same_data_every_time(model):
             return iter([images(self.size)])
 
     before = picture(model)
-    with pytest.raises(ArgumentError, match="pass 2 had 1 batches and 2 samples, and the first 1 and 3"):
+    with pytest.raises(ArgumentError, match="pass 2 had 1 batches and 3 samples, and the first 1 and 4"):
         recalibrate(model, Shrinking(), order="layer-by-layer")
     assert picture(model) == before
 
@@ -417,6 +513,11 @@ def test_progress(model, capsys):
     assert calls == [(1, 2, 1, 2), (2, 2, 1, 2), (1, 2, 2, 2), (2, 2, 2, 2)]
     recalibrate(model, images(4).split(2), progress=True)
     assert capsys.readouterr().err.endswith("recalibrate: batch 2 of 2\n")
+    recalibrate(model, iter(images(4).split(2)), progress=True)
+    assert capsys.readouterr().err.endswith("recalibrate: batch 2\n")
+    assert report(True, "recalibrate", rank=1) is None
+    batchnorm.adapt(model, images(4).split(2), max_samples=3, progress=True)
+    assert capsys.readouterr().err.endswith("adapt: batch 2\n")
     calls.clear()
     recalibrate(model, iter(images(4).split(2)), progress=lambda *args: calls.append(args))
     assert calls == [(1, None, 1, 1), (2, None, 1, 1)]

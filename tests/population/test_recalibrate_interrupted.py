@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections import Counter
+from pathlib import Path
+
 import pytest
 import torch
 
 import batchnorm
-from batchnorm import adapt, recalibrate
+from batchnorm import adapt, population, recalibrate
 from population.recalibrate_tools import ORDERS, images, network, picture
 
 
@@ -107,3 +112,59 @@ def test_interrupted_while_modes_are_set_back(monkeypatch, nth):
         assert picture(model) == before
     else:
         assert nth > sum(1 for _ in model.modules())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_interrupted_at_any_line(order):
+    folder = str(Path(population.__file__).parent)
+    nn, x = torch.nn, torch.randn(4, 2)
+
+    def traced(at):
+        """Interrupts at the first or the last time that a line is reached: (file, line, how often)."""
+        model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(), nn.BatchNorm1d(2))
+        model[1].eval()
+        before, reached, kept = picture(model), Counter(), sys.gettrace()
+
+        def line(frame, event, _):
+            if event == "line":
+                where = (frame.f_code.co_filename, frame.f_lineno)
+                reached[where] += 1
+                if (*where, reached[where]) == at:
+                    raise KeyboardInterrupt
+            return line
+
+        sys.settrace(lambda frame, *_: line if frame.f_code.co_filename.startswith(folder) else None)
+        try:
+            recalibrate(model, x.split(2), order=order)
+        except KeyboardInterrupt:
+            stopped = True
+        else:
+            stopped = False
+        finally:
+            sys.settrace(kept)
+        assert stopped == (at is not None)
+        assert (picture(model) == before) == stopped, at
+        assert torch.is_grad_enabled(), at
+        return reached
+
+    all_lines = traced(None)
+    assert len(all_lines) > 150
+    for where, times in all_lines.items():
+        for time in {1, times}:
+            traced((*where, time))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_warning_that_is_an_error_leaves_the_model_as_it_was(order):
+    model = torch.nn.ModuleDict({"body": network(), "head": torch.nn.BatchNorm1d(3)})
+    before = picture(model)
+    with pytest.warns(UserWarning, match="no batch reached head") as warned:
+        recalibrate(model, images(5), forward=lambda model, batch: model["body"](batch), order=order)
+    assert warned[0].filename == __file__
+    assert picture(model) != before
+    before = picture(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="no batch reached head"):
+            recalibrate(model, images(5) + 3, forward=lambda model, batch: model["body"](batch), order=order)
+    assert picture(model) == before

@@ -122,6 +122,22 @@ def test_frozen_layers_stay(found):
             assert torch.equal(each["frozen"]["after"][f"0.{key}"], each["frozen"]["before"][f"0.{key}"])
 
 
+@pytest.mark.parametrize("kind", synchronize_ranks.WRAPPERS)
+def test_a_model_in_evaluation_mode_inside_a_wrapper_is_merged(found, kind):
+    path = {"parallel": "module.", "averaged": "module.", "compiled": "_orig_mod.", "module": "0."}[kind]
+    for norm in NORMS:
+        assert_merged(found, kind, path + norm, [1, 1, 1])
+    assert found[0][kind]["warned"] == ""
+
+
+@pytest.mark.parametrize(("case", "mend"), [("all frozen", "unfreeze"), ("evaluating", "model.eval")])
+def test_nothing_merged_is_said(found, case, mend):
+    for each in found:
+        assert "no statistics were merged: all of the model's are frozen" in each[case]["warned"]
+        assert mend in each[case]["warned"]
+        assert_unchanged(each[case])
+
+
 def test_every_domain_is_merged(found):
     assert ours(found, "domains", "0.statistics.source.running_mean").tolist() == [1.0] * 3
     assert ours(found, "domains", "0.statistics.target.running_mean").tolist() == [11.0] * 3

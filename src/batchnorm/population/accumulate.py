@@ -123,9 +123,7 @@ class _Accumulation:
             if layer.__dict__.get("_sink") is not None:
                 with suppress(Exception):
                     _ = layer.running_mean  # or it would move the statistics later, when its output is used
-        with torch.no_grad():
-            for buffer, value in self._before:
-                buffer.copy_(value)
+        _put_back(self._before)
         self.end()
 
     def _check_buffers(self) -> None:
@@ -142,6 +140,12 @@ class _Accumulation:
                     f"the running statistics of {named(path, layer)} were replaced while they were accumulated.",
                     "call model.double(), model.to(…) and whatever else gives it other buffers before it or after it.",
                 )
+
+
+@torch.no_grad()  # not a block: an interrupt before its end would leave the mode
+def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in buffers:
+        buffer.copy_(value)
 
 
 def _is_in(buffer: Tensor, layer: torch.nn.Module) -> bool:

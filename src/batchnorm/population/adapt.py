@@ -13,8 +13,8 @@ from torch import Tensor
 from ..errors import ArgumentError
 from .batches import Forward
 from .engine import Order, retake
-from .passes import Progress
 from .pool import Pool
+from .progress import Progress
 from .result import Recalibration
 from .target import Target
 
@@ -41,7 +41,10 @@ def adapt(
     (source) and those of the data (target): Schneider et al., "Improving robustness against common corruptions by
     covariate shift adaptation" (2020, arXiv 2006.16971). The fewer samples there are, the larger a prior they need.
     With N = 0 this is :func:`batchnorm.recalibrate`, which is also how everything else is done: no labels are read,
-    a layer sees what the adapted statistics before it give, and on any failure the model is as it was.
+    a layer sees what the adapted statistics before it give, and on any failure the model is as it was. In one pass
+    those are the source's and the batch's (or, of less than 32 samples, the ones so far), n being the samples so far:
+    of this rank, times the number of ranks, for what the others have by then is not known. So in the norms after the
+    first, ranks and one process differ a little; layer by layer they do not.
 
     Args:
         model: As for :func:`batchnorm.recalibrate`.
@@ -86,6 +89,7 @@ def adapt(
         process_group=process_group,
         order=order,
         progress=progress,
+        tool="adapt",
         keeps_count=prior > 0,
         needs_samples=prior > 0,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -82,6 +83,7 @@ class Batches:
             return
         input = _moved(_input(batch), model)
         if isinstance(input, Mapping):
+            _fits(model, input)
             model(**input)
         elif isinstance(input, Tensor):
             model(input)
@@ -90,6 +92,20 @@ class Batches:
                 f"a batch is a {type(batch).__name__}, and it is not clear how the model takes it.",
                 "say so: forward=lambda model, batch: model(batch.x, batch.y).",
             )
+
+
+def _fits(model: torch.nn.Module, keywords: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        raise ArgumentError(
+            f"a batch is a dict of {', '.join(map(str, keywords))}, and the model's forward does not take it: {error}.",
+            'say how: forward=lambda model, batch: model(batch["image"]).',
+        ) from error
 
 
 def _input(batch: Any) -> Any:

@@ -16,8 +16,9 @@ from torch.nn.parameter import is_lazy
 from ..errors import ArgumentError
 from .batches import Batches, Forward
 from .evaluating import Evaluating
-from .layers import named, norms_with_statistics, tracked_norms
-from .passes import Blend, NonfiniteError, Progress, Seen, layer_by_layer, one_pass
+from .layers import named, norms_with_statistics, tracked_norms, why_frozen
+from .passes import Blend, NonfiniteError, Seen, layer_by_layer, one_pass
+from .progress import Line, Progress, report
 from .ranks import Ranks
 from .result import Recalibration
 from .target import Target
@@ -38,13 +39,15 @@ def retake(
     process_group: dist.ProcessGroup | None,
     order: Order,
     progress: Progress,
+    tool: str,
     keeps_count: bool = False,
     needs_samples: bool = False,
 ) -> Recalibration:
     """Takes the statistics of all tracked norms over the batches, and writes what ``blend`` makes of them.
 
-    ``blend`` gives what to normalise by, from the layer, its pool and the number of samples; ``keeps_count``:
-    ``num_batches_tracked`` stays; ``needs_samples``: they must be countable. The rest is as the public functions say.
+    ``blend`` gives what to normalise by, from the layer, its pool and the number of samples; ``tool``: its name;
+    ``keeps_count``: ``num_batches_tracked`` stays; ``needs_samples``: they must be countable. The rest is as the
+    public functions say.
     """
     ranks = Ranks(process_group)
     prepared: list[tuple[torch.nn.Module, Batches, list[Target]]] = []
@@ -53,28 +56,32 @@ def retake(
         prepared.append(_prepared(model, batches, max_samples, forward, order))
         return torch.zeros(1)
 
-    with torch.no_grad(), _not_compiled():
-        ranks.together(1, prepare)
-        inner, feed, targets = prepared[0]
-        ranks.agree("the model", [order, *((target.path, target.mean.numel()) for target in targets)])
-        with Evaluating(inner, targets) as evaluating:
-            seen = _ORDERS[order](inner, targets, feed, ranks, evaluating, progress, blend)
+    ranks.together(1, prepare)
+    inner, feed, targets = prepared[0]
+    ranks.agree("the model", [order, *((target.path, target.mean.numel()) for target in targets)])
+    said = report(progress, tool, ranks.rank)
+    evaluating = Evaluating(inner, targets)
+    results: list[Recalibration] = []
+    try:
+        with _not_compiled():
+            evaluating.start()
+            seen = _ORDERS[order](inner, targets, feed, ranks, evaluating, said, blend)
             evaluating.hook = None
+            if isinstance(said, Line):
+                said.end()
             _check(targets, seen, needs_samples)
-            results: list[Recalibration] = []
 
             def finish() -> Tensor:
+                _warn(targets, seen)  # which may raise, so before anything is kept
                 results.append(_written(targets, seen, blend, order, keeps_count))
                 return torch.zeros(1)
 
             ranks.together(1, finish)  # so that none keeps what another could not write
-    if results[0].unreached:
-        warnings.warn(
-            f"no batch reached {', '.join(results[0].unreached)}: kept as they were. (A head that is only used in "
-            "training is such a layer.)",
-            stacklevel=3,
-        )
-    return results[0]
+            evaluating.leave()
+            return results[0]
+    except BaseException:
+        evaluating.undo()
+        raise
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
@@ -123,12 +130,13 @@ def _prepared(
         mean = layer.running_mean
         if mean is not None and (is_lazy(mean) or mean.device.type == "meta"):
             raise ArgumentError(f"{named(path, layer)} has no values yet.", "run the model once, or load its weights.")
-    targets = [Target(path, layer) for path, layer in tracked_norms(model)]
+    targets = [Target(path, layer) for path, layer in tracked_norms(model) if layer.num_features]
     if not targets:
+        reasons = why_frozen(model)
         raise ArgumentError(
             "the model has no batch norm whose statistics could be taken anew"
-            + (f": all {len(found)} are frozen." if found else "."),
-            "unfreeze(model) first." if found else "is this the right model?",
+            + (f": all {len(found)} are frozen ({'; '.join(reasons)})." if reasons else "."),
+            f"{', '.join(reasons.values())}." if reasons else "is this the right model?",
         )
     return model, feed, targets
 
@@ -151,6 +159,16 @@ def _check(targets: list[Target], seen: Seen, needs_samples: bool) -> None:
             raise ArgumentError(
                 f"{target.name} was given 1 value a channel, which has no variance.", "give more samples."
             )
+
+
+def _warn(targets: list[Target], seen: Seen) -> None:
+    unreached = [target.path for target, pool in zip(targets, seen.pools, strict=True) if not int(pool.count)]
+    if unreached:
+        warnings.warn(
+            f"no batch reached {', '.join(unreached)}: kept as they were. (A head that is only used in training is "
+            "such a layer.)",
+            stacklevel=6,
+        )
 
 
 def _written(targets: list[Target], seen: Seen, blend: Blend, order: Order, keeps_count: bool) -> Recalibration:

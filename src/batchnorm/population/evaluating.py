@@ -1,13 +1,11 @@
-"""The model in evaluation mode for a while, hooks on its norms; afterwards, or after any failure, as it was."""
+"""The model in evaluation mode for a while, without gradients, hooks on its norms; afterwards as it was."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
-from torch.utils.hooks import RemovableHandle
 
 from .target import Target
 
@@ -17,7 +15,17 @@ Hook = Callable[[Target, tuple[Any, ...], dict[str, Any]], None]
 
 
 class Evaluating:
-    """Context manager: evaluation mode everywhere; on any exception the statistics are restored too.
+    """Evaluation mode everywhere, no gradients, hooks on the layers whose statistics change.
+
+    No context manager: an interrupt between its ``__enter__`` and the block would find nobody to undo it. Instead::
+
+        try:
+            evaluating.start()
+            ...
+            evaluating.leave()
+        except BaseException:
+            evaluating.undo()
+            raise
 
     Flags are set one by one, not by ``eval()``: a module may do more there than change its flag, or refuse.
 
@@ -31,32 +39,45 @@ class Evaluating:
 
     def __init__(self, model: torch.nn.Module, targets: Sequence[Target]) -> None:
         self._flags = [(module, module.training) for module in model.modules()]
+        self._gradients = torch.is_grad_enabled()
         self._targets = targets
-        self._handles: list[RemovableHandle] = []
+        self._hooks = [self._calls(target) for target in targets]
         self.hook: Hook | None = None
 
-    def __enter__(self) -> Evaluating:
+    def start(self) -> None:
         """Evaluation mode; the hooks are there."""
-        try:
-            for module, _ in self._flags:
-                module.training = False
-            for target in self._targets:
-                # Behind the hooks that are there: they may change the input.
-                self._handles.append(target.layer.register_forward_pre_hook(self._calls(target), with_kwargs=True))
-        except BaseException:
-            self._restore(failed=True)
-            raise
-        return self
+        torch.set_grad_enabled(False)
+        for module, _ in self._flags:
+            module.training = False
+        for target, hook in zip(self._targets, self._hooks, strict=True):
+            # Behind the hooks that are there: they may change the input.
+            target.layer.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """As it was; the statistics too where there was an exception."""
+    def leave(self) -> None:
+        """All but the statistics as it was; also twice, and after a part of :meth:`start`."""
+        for target, hook in zip(self._targets, self._hooks, strict=True):
+            hooks = target.layer._forward_pre_hooks
+            # By the hook and not by its handle, which an interrupt may have kept from us.
+            for key in [key for key, each in hooks.items() if each is hook]:
+                target.layer._forward_pre_hooks_with_kwargs.pop(key, None)
+                del hooks[key]
+        for module, training in self._flags:
+            module.training = training
+        torch.set_grad_enabled(self._gradients)
+
+    def undo(self) -> None:
+        """All as it was, the statistics too."""
         try:
-            self._restore(failed=kind is not None)
+            self._undo()
         except BaseException:
-            self._restore(failed=True)  # interrupted here: the whole of it again
+            self._undo()  # interrupted here: the whole of it again
             raise
+
+    def _undo(self) -> None:
+        self.leave()
+        with torch.no_grad():
+            for target in self._targets:
+                target.restore()
 
     def _calls(self, target: Target) -> Callable[..., None]:
         def before(module: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -64,12 +85,3 @@ class Evaluating:
                 self.hook(target, arguments, keywords)
 
         return before
-
-    def _restore(self, failed: bool) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for module, training in self._flags:
-            module.training = training
-        if failed:
-            for target in self._targets:
-                target.restore()

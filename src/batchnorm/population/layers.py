@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..nn._base import is_batch_norm
 from ..nn.frozen import Frozen
 
-__all__ = ["is_frozen", "named", "norms_with_statistics", "tracked_norms"]
+__all__ = ["named", "norms_with_statistics", "tracked_norms", "why_frozen"]
 
 
 def tracked_norms(model: torch.nn.Module) -> list[tuple[str, _NormBase]]:
     """The paths and layers of a model's batch norms that track statistics and are not frozen, each layer once.
 
-    Frozen is a layer of a frozen class, one in evaluation mode in a model that is training, and one whose momentum
-    is 0. Instance norms are none: their statistics are of one sample.
+    Frozen is a layer of a frozen class, one whose momentum is 0, and one in evaluation mode while something else of
+    the model trains: another module with parameters, or with buffers and no module inside. The flags of what only
+    holds other modules do not count: those of ``DistributedDataParallel``, ``AveragedModel`` and the like stay True
+    around a model in evaluation mode. Instance norms are none: their statistics are of one sample.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2, track_running_stats=False))
@@ -25,7 +29,15 @@ def tracked_norms(model: torch.nn.Module) -> list[tuple[str, _NormBase]]:
         >>> tracked_norms(model)
         []
     """
-    return [(path, layer) for path, layer in norms_with_statistics(model) if not is_frozen(layer, model)]
+    trains = _trains(model)
+    return [(path, layer) for path, layer in norms_with_statistics(model) if _why(layer, trains) is None]
+
+
+def why_frozen(model: torch.nn.Module) -> dict[str, str]:
+    """Why norms of the model with statistics are frozen, and for each reason how that ends."""
+    trains = _trains(model)
+    reasons = (_why(layer, trains) for _, layer in norms_with_statistics(model))
+    return {reason: _ENDED[reason] for reason in reasons if reason is not None}
 
 
 def norms_with_statistics(model: torch.nn.Module) -> list[tuple[str, _NormBase]]:
@@ -40,9 +52,33 @@ def norms_with_statistics(model: torch.nn.Module) -> list[tuple[str, _NormBase]]
     ]
 
 
-def is_frozen(layer: _NormBase, model: torch.nn.Module) -> bool:
-    """Whether a layer of the model keeps its statistics while the model trains."""
-    return isinstance(layer, Frozen) or (model.training and not layer.training) or layer.momentum == 0
+_CLASS, _MOMENTUM, _MODE = "of a frozen class", "momentum 0", "in evaluation mode while the rest trains"
+_ENDED = {
+    _CLASS: "unfreeze(model) first",
+    _MOMENTUM: "give the layers a momentum",
+    _MODE: "put all in one mode first, with model.eval() or model.train()",
+}
+
+
+def _why(layer: _NormBase, trains: bool) -> str | None:
+    if isinstance(layer, Frozen):
+        return _CLASS
+    if layer.momentum == 0:
+        return _MOMENTUM
+    return _MODE if trains and not layer.training else None
+
+
+def _trains(model: torch.nn.Module) -> bool:
+    """Whether something trains in the model, but for what only holds other modules."""
+    return any(
+        module.training
+        and (_some(module._parameters) or (_some(module._buffers) and not any(True for _ in module.children())))
+        for module in model.modules()
+    )
+
+
+def _some(tensors: Mapping[str, torch.Tensor | None]) -> bool:
+    return any(tensor is not None for tensor in tensors.values())
 
 
 def named(path: str, layer: torch.nn.Module) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -13,14 +12,17 @@ from ..errors import ArgumentError, BatchNormError
 from .batches import Batches
 from .evaluating import Evaluating
 from .pool import Pool, moments_of
+from .progress import Report
 from .ranks import Ranks
 from .target import Target
 
-__all__ = ["Blend", "NonfiniteError", "Progress", "Seen", "layer_by_layer", "one_pass"]
+__all__ = ["Blend", "NonfiniteError", "Seen", "layer_by_layer", "one_pass"]
 
 # What a layer is to normalise by, from its source's statistics, the pooled ones and the number of samples.
 Blend: TypeAlias = Callable[[Target, Pool, "int | None"], tuple[Tensor, Tensor]]
-Progress: TypeAlias = "bool | Callable[[int, int | None, int, int], object] | None"
+# A batch of this many samples is normalised by its own moments in one pass; a smaller one by all so far. Measured in
+# docs/recalibrate.md.
+ENOUGH = 32
 
 
 class NonfiniteError(BatchNormError, ValueError):
@@ -55,15 +57,16 @@ class _Passes:
         batches: Batches,
         ranks: Ranks,
         evaluating: Evaluating,
-        progress: Progress,
+        progress: Report | None,
     ) -> None:
         self.model, self.targets, self.batches, self.ranks = model, targets, batches, ranks
         self.evaluating = evaluating
-        self._progress = _line if progress is True else progress or None
+        self._progress = progress
+        self.passes = 1
         self._checks: list[tuple[Target, Tensor]] = []
         self.samples: int | None = 0  # of this pass, this rank, the batch that is running among them
 
-    def over_batches(self, number: int = 1, passes: int = 1) -> Iterator[Any]:
+    def over_batches(self, number: int = 1) -> Iterator[Any]:
         """Each batch; when the next is asked for, this one's moments are looked at."""
         total = self.batches.total
         self.count, self.samples = 0, 0
@@ -74,16 +77,21 @@ class _Passes:
             self._check(index)
             self.count = index + 1
             if self._progress is not None:
-                self._progress(self.count, total, number, passes)
+                self._progress(self.count, total, number, self.passes)
 
-    def take(self, target: Target, arguments: tuple[Any, ...], keywords: dict[str, Any], pool: Pool) -> None:
-        """Adds the moments of a call's input."""
+    def take(
+        self, target: Target, arguments: tuple[Any, ...], keywords: dict[str, Any], pool: Pool
+    ) -> tuple[int, Pool]:
+        """Adds the moments of a call's input; gives how many samples it had, and a pool of these alone."""
+        own = target.pool()
         given = target.called_with(arguments, keywords)
         if given is None or given[0].numel() == 0:
-            return
+            return 0, own
         moments = moments_of(*given)
         self._checks.append((target, torch.isfinite(moments[1]).all() & torch.isfinite(moments[2]).all()))
         pool.add(*moments)
+        own.add(*moments)
+        return given[0].shape[0], own
 
     def _check(self, index: int) -> None:
         if self._checks and not all(torch.stack([finite.cpu() for _, finite in self._checks]).tolist()):
@@ -92,6 +100,14 @@ class _Passes:
                 f"batch {index} gives {target.name} an input that is not finite.",
                 "leave the batch out, or find out where the values come from; the model is as it was.",
             )
+
+    def reaches(self, batch: Any) -> bool:
+        """Runs the model; whether a hook left its forward pass."""
+        try:
+            self.batches.run(self.model, batch)
+        except _Reached:
+            return True
+        return False
 
     def totals(self) -> Tensor:
         """Batches and samples of this rank's pass; −1 where samples cannot be counted."""
@@ -104,17 +120,24 @@ def one_pass(
     batches: Batches,
     ranks: Ranks,
     evaluating: Evaluating,
-    progress: Progress,
+    progress: Report | None,
     blend: Blend,
 ) -> Seen:
-    """All layers in one pass, each normalising by what has reached it so far."""
+    """All layers in one pass, each normalising by its batch's own moments, or a small batch by all so far."""
     this = _Passes(model, targets, batches, ranks, evaluating, progress)
     pools = {target: target.pool() for target in targets}
 
     def before(target: Target, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         pool = pools[target]
-        this.take(target, arguments, keywords, pool)
-        mean, var = blend(target, pool, this.samples)
+        samples, own = this.take(target, arguments, keywords, pool)
+        # What other ranks have seen by now is not known; as much as this one, in the mean.
+        so_far = None if this.samples is None else this.samples * ranks.size
+        mean, var = blend(target, pool, so_far)
+        if samples >= ENOUGH:
+            # Of a mask there may be left less than that.
+            enough = own.count >= ENOUGH
+            own_mean, own_var = blend(target, own, so_far)
+            mean, var = torch.where(enough, own_mean, mean), torch.where(enough, own_var, var)
         some = pool.count > 0
         old_mean, old_var = target.source
         target.write(torch.where(some, mean, old_mean), torch.where(some, var, old_var))
@@ -139,17 +162,16 @@ def layer_by_layer(
     batches: Batches,
     ranks: Ranks,
     evaluating: Evaluating,
-    progress: Progress,
+    progress: Report | None,
     blend: Blend,
 ) -> Seen:
     """A pass for each call of a layer, in the order of the calls; it stops there."""
     this = _Passes(model, targets, batches, ranks, evaluating, progress)
     index_of = {target: index for index, target in enumerate(targets)}
-    steps = _calls(this, index_of)
+    steps, first, begun = _first_pass(this, index_of)
     last = {index: step for step, index in enumerate(steps)}
     whole = {index: targets[index].pool() for index in last}  # over all of a layer's calls
     found: list[tuple[Tensor, Tensor]] = []  # what each call normalises by until its layer's last one is known
-    first: tuple[int, int | None] | None = None
 
     for step, index in enumerate(steps):
         aim, pool = targets[index], targets[index].pool()
@@ -176,24 +198,20 @@ def layer_by_layer(
             step: int = step, aim: Target = aim, pool: Pool = pool, before: Callable[..., None] = before
         ) -> Tensor:
             nonlocal made
+            if step == 0:
+                return torch.cat([this.totals(), (begun or pool).packed()])
             evaluating.hook = before
-            for batch in this.over_batches(step + 1, len(steps)):
+            for batch in this.over_batches(step + 1):
                 made = 0
-                try:
-                    batches.run(model, batch)
-                except _Reached:
+                if this.reaches(batch):
                     continue
                 if made > step:
-                    raise ArgumentError(
-                        f"the model catches what should leave its forward pass at {aim.name}.",
-                        'take order="one-pass".',
-                    )
+                    raise _caught(aim)
                 raise _other_calls(aim)
             return torch.cat([this.totals(), pool.packed()])
 
         rows = ranks.together(2 + Pool.length(aim.mean.numel()), work)
         totals = _totals(rows)
-        first = first or totals
         if totals != first:
             raise ArgumentError(
                 f"pass {step + 1} had {totals[0]} batches and {totals[1]} samples, and the first {first[0]} and "
@@ -209,34 +227,64 @@ def layer_by_layer(
         else:
             found.append(blend(aim, whole[index], totals[1]))
             aim.write(*found[-1])
-    count, samples = first if first is not None else (0, 0)
     pools = [whole.get(index) or target.pool() for index, target in enumerate(targets)]
-    return Seen(pools, count, samples, len(steps))
+    return Seen(pools, *first, max(len(steps), 1))
 
 
-def _calls(this: _Passes, index_of: dict[Target, int]) -> list[int]:
-    """Which layers are called, one after the other, as the first batch shows."""
+def _first_pass(this: _Passes, index_of: dict[Target, int]) -> tuple[list[int], tuple[int, int | None], Pool | None]:
+    """Which layers are called, one after the other; all batches and samples; and this rank's pool of the first call.
+
+    The first batch, which runs to its end, shows the calls. It is the first of the first pass, not one before it:
+    batches that can be had only once are then all seen, or missed by the second pass.
+    """
     made: list[int] = []
+    pool: Pool | None = None
+    whole = True  # the batch that runs to its end
+    call = 0
 
     def before(target: Target, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if target.called_with(arguments, keywords) is not None:
+        nonlocal pool, call
+        if target.called_with(arguments, keywords) is None:
+            return
+        call += 1
+        if whole:
             made.append(index_of[target])
+        if call > 1:
+            return
+        if index_of[target] != made[0]:
+            raise _other_calls(target)
+        pool = pool or target.pool()
+        this.take(target, arguments, keywords, pool)
+        if not whole:
+            raise _Reached
 
     def work() -> Tensor:
+        nonlocal whole, call
         this.evaluating.hook = before
-        for batch, _ in this.batches:
-            this.batches.run(this.model, batch)
-            return torch.tensor([1.0, len(made)])
-        return torch.zeros(2)
+        for batch in this.over_batches():
+            call = 0
+            if this.reaches(batch) or whole:
+                whole, this.passes = False, max(len(made), 1)
+            elif call and made:
+                raise _caught(this.targets[made[0]])
+            elif made:
+                raise _other_calls(this.targets[made[0]])
+        return torch.cat([this.totals(), torch.tensor([float(len(made))])])
 
-    counts = this.ranks.together(2, work)
-    longest = int(counts[:, 1].max())
+    rows = this.ranks.together(3, work)
+    longest = int(rows[:, 2].max())
     row = torch.full((longest,), -1.0)
     row[: len(made)] = torch.tensor(made, dtype=torch.float32)
-    rows = this.ranks.gather(row)[counts[:, 0] > 0]
-    if len(rows) and not bool((rows == rows[0]).all()):
+    orders = this.ranks.gather(row)[rows[:, 0] > 0]
+    if len(orders) and not bool((orders == orders[0]).all()):
         raise ArgumentError("ranks call the norms in different orders.", 'take order="one-pass".')
-    return [int(index) for index in rows[0].tolist()] if len(rows) else []
+    return [int(index) for index in orders[0].tolist()] if len(orders) else [], _totals(rows), pool
+
+
+def _caught(target: Target) -> ArgumentError:
+    return ArgumentError(
+        f"the model catches what should leave its forward pass at {target.name}.", 'take order="one-pass".'
+    )
 
 
 def _other_calls(target: Target) -> ArgumentError:
@@ -249,10 +297,3 @@ def _other_calls(target: Target) -> ArgumentError:
 def _totals(rows: Tensor) -> tuple[int, int | None]:
     samples = rows[:, 1]
     return int(rows[:, 0].sum()), None if bool((samples < 0).any()) else int(samples.sum())
-
-
-def _line(done: int, total: int | None, number: int, passes: int) -> None:
-    of = f" of {total}" if total is not None else ""
-    which = f", pass {number} of {passes}" if passes > 1 else ""
-    end = "\n" if done == total and number == passes else ""
-    print(f"\rrecalibrate: batch {done}{of}{which}", end=end, file=sys.stderr, flush=True)

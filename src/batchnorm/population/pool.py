@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ class Pool:
         pool: Pool | None = None
         for row in rows:
             calls, count = int(row[0]), row[1].to(torch.int64)
-            mean, var = row[2:].chunk(2)
+            mean, var = row[2:].view(2, -1)
             pool = pool or cls(len(mean), device)
             where = pool.mean.device
             pool.add(count.to(where), mean.to(where), var.to(where), calls)
@@ -95,11 +95,21 @@ def moments_of(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tenso
     if mask is not None and mask.dim() == input.dim():
         mask = mask.squeeze(1)
     device = precise(input.device)
-    samples = input.shape[0]
-    size = max(1, _CHUNK * samples // max(input.numel(), 1))
     pool = Pool(input.shape[1], device)
-    for start in range(0, samples, size):
-        part = input[start : start + size].to(device, torch.float64)
-        valid = None if mask is None else mask[start : start + size].to(device)
-        pool.add(*torch.ops.batchnorm.moments(part, valid))
+    for part, valid in _parts(input, mask):
+        pool.add(
+            *torch.ops.batchnorm.moments(part.to(device, torch.float64), None if valid is None else valid.to(device))
+        )
     return pool.count, pool.mean, pool.var
+
+
+def _parts(input: Tensor, mask: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Halves of halves, each along its longest dimension but for the channels'."""
+    longest = max((size, -dimension) for dimension, size in enumerate(input.shape) if dimension != 1)
+    size, dimension = longest[0], -longest[1]
+    if input.numel() <= _CHUNK or size < 2:
+        yield input, mask
+        return
+    for start, length in ((0, size // 2), (size // 2, size - size // 2)):
+        valid = None if mask is None else mask.narrow(max(dimension - 1, 0), start, length)
+        yield from _parts(input.narrow(dimension, start, length), valid)

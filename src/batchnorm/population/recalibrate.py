@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .batches import Forward
 from .engine import Order, retake
-from .passes import Progress
 from .pool import Pool
+from .progress import Progress
 from .result import Recalibration
 from .target import Target
 
@@ -41,18 +41,20 @@ def recalibrate(
     The model runs in evaluation mode (dropout is off) and without gradients, so this is what its layers see when it is
     used. A layer sees what the new statistics before it give. How, is the ``order``:
 
-    - ``"one-pass"``: one pass over the batches, each layer normalising by what has reached it so far. The first norm's
-      statistics are exact; in those after it the first batches leave a trace, which shrinks with the number of samples
-      (measured in docs/recalibrate.md). Give the data shuffled.
+    - ``"one-pass"``: one pass over the batches. A layer normalises a batch of at least 32 samples (dimension 0 of its
+      own input) by the moments of that batch, and a smaller one by those of all that has reached it so far, for its own
+      would be too few. The first norm's statistics are exact; those after it are of inputs that were normalised a
+      little otherwise. By how much is measured in docs/recalibrate.md: it shrinks with the size of the batches from
+      32 on, and below that with the number of samples. Give the data shuffled.
     - ``"layer-by-layer"``: one pass for each norm, from the first on, that stops there. All are exact, and do not
       depend on how the data is cut into batches or ordered. A layer that is called more than once in a forward pass
       normalises each of the calls by its own statistics until the last is known, and by those of all calls together
       from there on.
 
-    Layers that do not track statistics or are frozen (:func:`batchnorm.freeze`, ``Frozen*`` layers, those in
-    evaluation mode in a model that is training, momentum 0) keep theirs. So do layers that no batch reaches, with a
-    warning. Whatever is raised, by the loader, the model, ``forward``, ``progress`` or Ctrl-C, leaves the model as it
-    was: statistics, modes and hooks.
+    Layers that do not track statistics or are frozen (:func:`batchnorm.freeze`, ``Frozen*`` layers, momentum 0, those
+    in evaluation mode while another module with parameters or buffers trains) keep theirs. So do layers that no batch
+    reaches, with a warning. Whatever is raised, by the loader, the model, ``forward``, ``progress`` or Ctrl-C, leaves
+    the model as it was: statistics, modes and hooks.
 
     Args:
         model: The model, or what ``DistributedDataParallel``, ``DataParallel`` or ``torch.compile`` made of it: then
@@ -60,20 +62,23 @@ def recalibrate(
         batches: Yields tensors, (input, target) pairs, of which the first counts, or dicts of keywords; or one tensor.
             Tensors on the CPU are moved to the device of the model's first parameter.
         max_samples: A pass ends with the batch that reaches this many samples (the size of dimension 0; on each rank).
-            The batch is not cut.
+            The batch is not cut. Layer by layer each pass ends there: a loader that shuffles gives each other samples.
         forward: Called as ``forward(model, batch)``, where the model takes its batches otherwise, for instance under
-            autocast. It gets them as the loader gives them.
+            autocast. It gets them as the loader gives them, and should call the ``model`` that it is given: one in
+            ``DistributedDataParallel`` waits for other ranks.
         process_group: The ranks that do this together, each with batches of its own, also unequally many or none. By
             default all, where ``torch.distributed`` is initialised: then all ranks call this.
         order: See above. ``"layer-by-layer"`` takes batches that can be iterated again.
-        progress: True for a line on stderr, or a function of (batches done, batches in a pass or None, pass, passes).
+        progress: True for a line on stderr (of rank 0), or a function of (batches done, batches in a pass or None,
+            pass, passes); layer by layer the number of passes is known after the first batch.
 
     Returns:
         What has moved, and how far; ``print`` it for a table.
 
     Raises:
-        ArgumentError: No batch, fewer samples than ``max_samples``, no layer to do this to, a scripted model, batches
-            that cannot be iterated again or (layer by layer) that call the layers in another order.
+        ArgumentError: No batch, fewer samples than ``max_samples``, no layer to do this to, a scripted model, a dict
+            whose keys the model does not take; layer by layer also batches that cannot be iterated again, and such as
+            call the layers in another order.
         NonfiniteError: A NaN or an infinity reached a layer, which is named with the batch.
         RankError: Another rank failed, which is named; that rank has its own error.
 
@@ -96,6 +101,7 @@ def recalibrate(
         process_group=process_group,
         order=order,
         progress=progress,
+        tool="recalibrate",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..nn.domain import DomainNorm
-from .layers import named, tracked_norms
+from .layers import named, tracked_norms, why_frozen
 from .ranks import RankError, Ranks
 
 if TYPE_CHECKING:
@@ -61,6 +62,15 @@ def synchronize(model: torch.nn.Module, process_group: ProcessGroup | None = Non
         ranks.fail(error, 1)
         raise
     ranks.agree("the set of batch norms that track statistics", [one.what() for one in own])
+    if not own:
+        reasons = why_frozen(model)
+        if reasons:
+            warnings.warn(
+                f"no statistics were merged: all of the model's are frozen ({'; '.join(reasons)}). "
+                f"To merge them: {', '.join(reasons.values())}.",
+                stacklevel=2,
+            )
+        return
     try:
         numbers = torch.cat([torch.empty(0, dtype=torch.float64), *(one.packed() for one in own)])
     except BaseException as error:

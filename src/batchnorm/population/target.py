@@ -50,7 +50,11 @@ class Target:
     def called_with(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Tensor, Tensor | None] | None:
         """Input and mask of a call; None where it has no such input, about which the layer itself has words."""
         given = {**dict(zip(self._parameters, arguments, strict=False)), **keywords}
-        input = arguments[0] if arguments else next(iter(keywords.values()), None)
+        if arguments:
+            input = arguments[0]
+        else:
+            names = ("input", *self._parameters[:1], *keywords)
+            input = next((keywords[name] for name in names if name in keywords), None)
         if not isinstance(input, Tensor):
             return None
         if input.dim() < 2 or input.shape[1] != self.mean.numel() or not input.is_floating_point():
