@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-import batchnorm
 from batchnorm import adapt, recalibrate
 from population import recalibrate_ranks
+from population.processes import found_by_ranks
 from population.recalibrate_tools import ORDERS
 
 SIZE = 2
@@ -23,24 +19,7 @@ SIZE = 2
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found, by its rank: both are started once."""
-    folder = tmp_path_factory.mktemp("ranks")
-    source = str(Path(batchnorm.__file__).parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
-    command = [sys.executable, recalibrate_ranks.__file__]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(SIZE), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(SIZE)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(SIZE)]
+    return found_by_ranks(recalibrate_ranks, SIZE, tmp_path_factory.mktemp("ranks"))
 
 
 def one_process(case, **arguments):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import batchnorm
 from batchnorm import reference
 from batchnorm.population import synchronize
 from population import synchronize_ranks
+from population.processes import found_by_ranks
 
 SIZE = 3
 NORMS = ("0", "1.0")
@@ -25,24 +21,7 @@ NORMS = ("0", "1.0")
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found, by its rank: all of them are started once."""
-    folder = tmp_path_factory.mktemp("ranks")
-    source = str(Path(batchnorm.__file__).parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
-    command = [sys.executable, synchronize_ranks.__file__]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(SIZE), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(SIZE)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(SIZE)]
+    return found_by_ranks(synchronize_ranks, SIZE, tmp_path_factory.mktemp("ranks"))
 
 
 def ours(found: list[dict[str, Any]], case: str, key: str) -> Tensor:
