@@ -19,7 +19,7 @@ SIZE = 2
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found, by its rank: both are started once."""
-    return found_by_ranks(recalibrate_ranks, SIZE, tmp_path_factory.mktemp("ranks"))
+    return found_by_ranks(recalibrate_ranks, SIZE, tmp_path_factory.getbasetemp())
 
 
 def one_process(case, **arguments):

@@ -21,7 +21,7 @@ NORMS = ("0", "1.0")
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process found, by its rank: all of them are started once."""
-    return found_by_ranks(synchronize_ranks, SIZE, tmp_path_factory.mktemp("ranks"))
+    return found_by_ranks(synchronize_ranks, SIZE, tmp_path_factory.getbasetemp())
 
 
 def ours(found: list[dict[str, Any]], case: str, key: str) -> Tensor:
