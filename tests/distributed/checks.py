@@ -526,4 +526,4 @@ CHECKS: dict[str, Callable[[], None]] = {
     name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")
 }
 # Seconds each, and no other on three ranks than on two.
-SLOW = ("compiled", "compiled_by_inductor", "distributed_data_parallel_compiled")
+SLOW = ("compiled", "compiled_by_inductor", "distributed_data_parallel_compiled", "fully_sharded", "lean")

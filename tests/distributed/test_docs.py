@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PAGE = Path(__file__).parents[2] / "docs" / "sync.md"
 
 
+@pytest.mark.slow
 def test_the_script_of_the_page_runs_and_ranks_agree(tmp_path: Path) -> None:
     block = re.search(r"```python\n(# train\.py\n.*?)```", PAGE.read_text(), re.DOTALL)
     assert block is not None

@@ -10,7 +10,14 @@ import pytest
 SCRIPT = Path(__file__).with_name("losing.py")
 
 
-@pytest.mark.parametrize("way", ["dies", "stops", pytest.param("dies-before-backward", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "dies",
+        pytest.param("stops", marks=pytest.mark.slow),
+        pytest.param("dies-before-backward", marks=pytest.mark.slow),
+    ],
+)
 def test_losing_a_rank_is_an_error_within_the_timeout(way: str, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ranks = [
