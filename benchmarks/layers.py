@@ -1,14 +1,13 @@
 """What the other norms cost beside the plain one: ``benchmarks/layers.csv``, and tables in the docs.
 
-``python benchmarks/layers.py`` measures everything, forward and backward, and writes the tables of ``docs/layers.md``
-and ``docs/sync.md``; ``--draw`` only writes those. Every figure is a ratio of medians of interleaved rounds. What is
-timed has to give the right output first.
+``python benchmarks/layers.py`` measures everything, forward and backward, and writes the tables of ``docs/layers.md``,
+``docs/sync.md`` and ``docs/accumulate.md``; names of tables measure only those, ``--draw`` none. Every figure is a
+ratio of medians of interleaved rounds. What is timed has to give the right output first.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -28,7 +27,11 @@ from batchnorm.bench.timing import interleave, ratio
 HERE = Path(__file__).parent
 CSV = HERE / "layers.csv"
 DOCS = HERE.parent / "docs"
-PAGES = {DOCS / "layers.md": ("layers", "ghost"), DOCS / "sync.md": ("sync",)}
+PAGES = {
+    DOCS / "layers.md": ("layers", "ghost"),
+    DOCS / "sync.md": ("sync",),
+    DOCS / "accumulate.md": ("accumulate",),
+}
 ROUNDS = 25
 FORMATS = {"": torch.contiguous_format, ", channels-last": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -141,7 +144,7 @@ def ghost() -> list[dict[str, Any]]:
                 runs = {name: step(layer, input, grad_output) for name, layer in layers.items()}
                 agree(runs["ghost"](), runs["plain on each part, `torch.cat`"]())
                 case = f"{'×'.join(map(str, shape))} by {size}, {dtype}{layout}"
-                rows += _over("ghost", case, runs, "ghost", others_over=True)
+                rows += _over("ghost", case, runs, "ghost")
     return rows
 
 
@@ -167,9 +170,7 @@ def layers() -> list[dict[str, Any]]:
     return rows
 
 
-def _over(
-    table: str, case: str, runs: dict[str, Callable[[], Tensor]], base: str, *, others_over: bool = False
-) -> list[dict[str, Any]]:
+def _over(table: str, case: str, runs: dict[str, Callable[[], Tensor]], base: str) -> list[dict[str, Any]]:
     calls = 1 if table == "ghost" else 3
     samples = interleave(runs, ROUNDS, repeat=dict.fromkeys(runs, calls))
     rows = []
@@ -178,6 +179,33 @@ def _over(
             found = ratio(samples[name].seconds, samples[base].seconds)
             text = f"{found.estimate:.2f} [{found.low:.2f} {found.high:.2f}]"
             rows.append(tables.row(table, case, name, found.estimate, text))
+    return rows
+
+
+ACCUMULATED = [(8, 16, 4, 4), (8, 64, 28, 28)]
+CALLS = 8
+
+
+def accumulate() -> list[dict[str, Any]]:
+    """A step of eight forward passes within ``accumulate_statistics``, its ends included, over one without."""
+    rows = []
+    for shape in ACCUMULATED:
+        input = data(shape)[0].detach()
+        for library in (torch.nn, batchnorm):
+            norm = library.BatchNorm2d(shape[1])
+
+            def plain(norm: nn.Module = norm, input: Tensor = input) -> Tensor:
+                for _ in range(CALLS):
+                    output: Tensor = norm(input)
+                return output
+
+            def accumulated(norm: nn.Module = norm, run: Callable[[], Tensor] = plain) -> Tensor:
+                with batchnorm.accumulate_statistics(norm):
+                    return run()
+
+            agree(accumulated(), plain())
+            case, name = "×".join(map(str, shape)), f"`{library.__name__}.BatchNorm2d`"
+            rows += _over("accumulate", case, {"plain": plain, name: accumulated}, "plain")
     return rows
 
 
@@ -236,6 +264,9 @@ def _collectives(channels: int) -> Callable[[], object]:
     return run
 
 
+MEASURES = {"layers": layers, "ghost": ghost, "accumulate": accumulate, "sync": sync}
+
+
 def draw() -> None:
     """The tables, from the rows on disk."""
     rows = tables.read(CSV)
@@ -246,10 +277,14 @@ def draw() -> None:
 def main() -> None:
     """Measures, and writes the file and the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tables", nargs="*", choices=[*MEASURES, []], help="which to measure; all, if none is named")
     parser.add_argument("--draw", action="store_true", help="only write the tables")
-    if not parser.parse_args().draw:
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        tables.write(CSV, [*layers(), *ghost(), *sync()])
+    given = parser.parse_args()
+    if not given.draw:
+        chosen = given.tables or list(MEASURES)
+        kept = [row for row in tables.read(CSV) if row["table"] not in chosen] if CSV.exists() else []
+        measured = [row for name in chosen for row in MEASURES[name]()]
+        tables.write(CSV, [*kept, *measured])
     draw()
     print(CSV, *PAGES, sep="\n", file=sys.stdout)
 

@@ -11,10 +11,12 @@ from ..activation import ActivationLike
 from ..functional import Nonfinite, batch_norm, check_ghost_size, ghost_batch_norm
 from ._variant import Variant, without_activation
 
-__all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d"]
+__all__ = ["GhostBatchNorm1d", "GhostBatchNorm2d", "GhostBatchNorm3d", "GhostNorm"]
 
 
-class _GhostBatchNorm(Variant):
+class GhostNorm(Variant):
+    """What the three classes share: the most samples that a part of the batch may have."""
+
     ghost_size = 32
 
     def __init__(
@@ -58,7 +60,7 @@ class _GhostBatchNorm(Variant):
 
 
 @without_activation(torch.nn.BatchNorm1d)
-class GhostBatchNorm1d(_GhostBatchNorm):
+class GhostBatchNorm1d(GhostNorm):
     r"""Ghost batch normalization of (N, C) or (N, C, L) input: each part of the batch by its own statistics.
 
     .. math::
@@ -109,7 +111,7 @@ class GhostBatchNorm1d(_GhostBatchNorm):
 
 
 @without_activation(torch.nn.BatchNorm2d)
-class GhostBatchNorm2d(_GhostBatchNorm):
+class GhostBatchNorm2d(GhostNorm):
     """Ghost batch normalization of (N, C, H, W) input; see :class:`GhostBatchNorm1d`.
 
     Example:
@@ -123,7 +125,7 @@ class GhostBatchNorm2d(_GhostBatchNorm):
 
 
 @without_activation(torch.nn.BatchNorm3d)
-class GhostBatchNorm3d(_GhostBatchNorm):
+class GhostBatchNorm3d(GhostNorm):
     """Ghost batch normalization of (N, C, D, H, W) input; see :class:`GhostBatchNorm1d`.
 
     Example:

@@ -11,12 +11,10 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..nn._base import Norm
-from ..nn.ghost import GhostBatchNorm1d
+from ..nn.ghost import GhostNorm
 from ..ops.running import is_recomputation, update_running
 
 __all__ = ["Calls", "Kept", "Sink", "Swap", "remove"]
-
-_GHOST = GhostBatchNorm1d.__mro__[1]
 
 # So many calls of a layer are kept as they are. More are merged, which keeps their memory small.
 _UNMERGED = 64
@@ -52,7 +50,7 @@ class Calls:
 
     def __init__(self, layer: _NormBase, mean: Tensor, var: Tensor, seen: Tensor | None) -> None:
         self.layer, self.mean, self.var, self.seen = layer, mean, var, seen
-        self.are_of_parts = isinstance(layer, _GHOST)
+        self.are_of_parts = isinstance(layer, GhostNorm)
         self._calls: list[_Call] = []
 
     def add(self, mean: Tensor, var: Tensor, counts: Tensor | int, values: Tensor | int) -> _Call:
@@ -134,7 +132,7 @@ class Kept:
     def of(self, layer: _NormBase, mean: Tensor, var: Tensor, seen: Tensor | None) -> Calls:
         """The calls that would have moved these buffers, of whatever layer that has them."""
         # Ghost batches are another kind of number than values: not merged with those of a layer that shares buffers.
-        key = (id(mean), isinstance(layer, _GHOST))
+        key = (id(mean), isinstance(layer, GhostNorm))
         calls = self._calls.get(key)
         if calls is None:
             calls = self._calls[key] = Calls(layer, mean, var, seen)

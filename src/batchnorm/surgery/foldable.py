@@ -8,73 +8,30 @@ from typing import Any
 
 import torch
 
-from ..nn import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    BatchNormAct1d,
-    BatchNormAct2d,
-    BatchNormAct3d,
-    BatchRenorm1d,
-    BatchRenorm2d,
-    BatchRenorm3d,
-    FrozenBatchNorm1d,
-    FrozenBatchNorm2d,
-    FrozenBatchNorm3d,
-    FusingBatchNorm1d,
-    FusingBatchNorm2d,
-    FusingBatchNorm3d,
-    GhostBatchNorm1d,
-    GhostBatchNorm2d,
-    GhostBatchNorm3d,
-    SyncBatchNorm,
-)
 from ..nn._base import is_batch_norm
-from ..nn._variant import Variant
 from .copying import copied
 from .example import call as run
 from .example import fresh
 from .folding import computes_as, scale_and_shift
 from .graph import Call, Graph, operator_name
+from .kinds import KINDS
 from .neighbours import Kept, Neighbours, hooked, norm_input, overridden
 from .randomness import seeded
 from .result import Outcome
 
 __all__ = ["ACTIVATED", "PLAIN", "call_counts", "functional", "is_plain", "only_call"]
 
-# In evaluation these are the plain norm.
-_VARIANTS: tuple[type[Variant], ...] = (
-    BatchRenorm1d,
-    BatchRenorm2d,
-    BatchRenorm3d,
-    FrozenBatchNorm1d,
-    FrozenBatchNorm2d,
-    FrozenBatchNorm3d,
-    GhostBatchNorm1d,
-    GhostBatchNorm2d,
-    GhostBatchNorm3d,
-    SyncBatchNorm,
-)
-PLAIN: set[type[torch.nn.Module]] = {
-    torch.nn.BatchNorm1d,
-    torch.nn.BatchNorm2d,
-    torch.nn.BatchNorm3d,
-    torch.nn.SyncBatchNorm,
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    FusingBatchNorm1d,
-    FusingBatchNorm2d,
-    FusingBatchNorm3d,
-}
+# In evaluation all kinds are the plain norm but those with statistics for each of several domains.
+_KINDS = [kind for kind in KINDS.values() if kind.name != "domain"]
 # These may add a residual, and have an activation or none.
 ACTIVATED: set[type[torch.nn.Module]] = {
-    BatchNormAct1d,
-    BatchNormAct2d,
-    BatchNormAct3d,
-    *_VARIANTS,
-    *(plain for cls in _VARIANTS if (plain := cls._plain) is not None),
+    form
+    for kind in _KINDS
+    for cls in (kind.activated or {}).values()
+    for form in (cls, cls.__dict__.get("_plain"))
+    if form is not None
 }
+PLAIN: set[type[torch.nn.Module]] = {cls for kind in _KINDS for cls in kind.classes.values()} - ACTIVATED
 
 
 def is_plain(norm: torch.nn.Module) -> bool:
