@@ -37,6 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "memory": {"ops", "activation", "errors"},
     "surgery": {"nn", "functional", "ops", "activation", "errors"},
     "population": {"nn", "functional", "ops", "activation", "errors"},
+    "doctor": {"population", "surgery", "nn", "ops", "report", "files", "_version", "activation", "errors"},
     "batchnorm": {  # __init__.py
         "_version",
         "errors",
@@ -48,6 +49,7 @@ ROOMS: dict[str, set[str]] = {
         "memory",
         "surgery",
         "population",
+        "doctor",
     },
     "study": {
         "batchnorm",
@@ -77,7 +79,7 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "targets",
     },
-    "cli": {"study", "bench", "surgery", "report", "batchnorm", "files", "targets", "errors", "_version"},
+    "cli": {"study", "bench", "doctor", "surgery", "report", "batchnorm", "files", "targets", "errors", "_version"},
     "__main__": {"cli"},
 }
 

@@ -40,6 +40,7 @@ from .ops import backends
 from .optim import parameter_groups
 
 if TYPE_CHECKING:
+    from .doctor import Diagnosis, Finding, diagnose
     from .population import accumulate_statistics, adapt, freeze, recalibrate, synchronize, unfreeze
     from .surgery import convert, fold, fuse
 
@@ -55,9 +56,11 @@ __all__ = [
     "BatchRenorm2d",
     "BatchRenorm3d",
     "ConvBlock",
+    "Diagnosis",
     "DomainBatchNorm1d",
     "DomainBatchNorm2d",
     "DomainBatchNorm3d",
+    "Finding",
     "FrozenBatchNorm1d",
     "FrozenBatchNorm2d",
     "FrozenBatchNorm3d",
@@ -76,6 +79,7 @@ __all__ = [
     "adapt",
     "backends",
     "convert",
+    "diagnose",
     "domain",
     "errors",
     "fold",
@@ -93,6 +97,7 @@ __all__ = [
 
 # What works on whole models is imported when it is first used: `import batchnorm` stays quick.
 _LATER: dict[str, tuple[str, ...]] = {
+    "doctor": ("Diagnosis", "Finding", "diagnose"),
     "population": ("accumulate_statistics", "adapt", "freeze", "recalibrate", "synchronize", "unfreeze"),
     "surgery": ("convert", "fold", "fuse"),
 }

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..errors import ArgumentError
 
-__all__ = ["Batches", "Forward"]
+__all__ = ["Batches", "Forward", "model_input", "moved", "samples_of"]
 
 Forward: TypeAlias = Callable[[torch.nn.Module, Any], object]
 
@@ -60,7 +60,7 @@ class Batches:
         """Each batch, and how many samples there were with it, where they can be counted."""
         samples: int | None = 0
         for batch in self._given:
-            here = _samples(batch)
+            here = samples_of(batch)
             samples = None if samples is None or here is None else samples + here
             if samples is None and self.max_samples is not None:
                 raise ArgumentError(
@@ -76,22 +76,20 @@ class Batches:
                 "give more data, or leave max_samples out.",
             )
 
-    def run(self, model: torch.nn.Module, batch: Any) -> None:
-        """Calls the model."""
+    def run(self, model: torch.nn.Module, batch: Any) -> object:
+        """Calls the model; gives its output."""
         if self._forward is not None:
-            self._forward(model, batch)
-            return
-        input = _moved(_input(batch), model)
+            return self._forward(model, batch)
+        input = moved(model_input(batch), model)
         if isinstance(input, Mapping):
             _fits(model, input)
-            model(**input)
-        elif isinstance(input, Tensor):
-            model(input)
-        else:
-            raise ArgumentError(
-                f"a batch is a {type(batch).__name__}, and it is not clear how the model takes it.",
-                "say so: forward=lambda model, batch: model(batch.x, batch.y).",
-            )
+            return model(**input)
+        if isinstance(input, Tensor):
+            return model(input)
+        raise ArgumentError(
+            f"a batch is a {type(batch).__name__}, and it is not clear how the model takes it.",
+            "say so: forward=lambda model, batch: model(batch.x, batch.y).",
+        )
 
 
 def _fits(model: torch.nn.Module, keywords: Mapping[str, Any]) -> None:
@@ -108,11 +106,13 @@ def _fits(model: torch.nn.Module, keywords: Mapping[str, Any]) -> None:
         ) from error
 
 
-def _input(batch: Any) -> Any:
+def model_input(batch: Any) -> Any:
+    """What of a batch the model is called with: the first of a pair, else all of it."""
     return batch[0] if isinstance(batch, list | tuple) and batch else batch
 
 
-def _samples(batch: Any) -> int | None:
+def samples_of(batch: Any) -> int | None:
+    """How many samples a batch has; None where it has no tensor to count by."""
     tensor = _first_tensor(batch)
     return None if tensor is None else tensor.shape[0]
 
@@ -124,7 +124,8 @@ def _first_tensor(value: Any) -> Tensor | None:
     return next((tensor for part in parts if (tensor := _first_tensor(part)) is not None), None)
 
 
-def _moved(input: Any, model: torch.nn.Module) -> Any:
+def moved(input: Any, model: torch.nn.Module) -> Any:
+    """The tensors of it on the device of the model's first parameter, where they are on the CPU."""
     # Loaders give what is in the CPU's memory, wherever the model is.
     parameter = next(model.parameters(), None)
     if parameter is None or parameter.device.type == "cpu":

@@ -23,7 +23,7 @@ from .ranks import Ranks
 from .result import Recalibration
 from .target import Target
 
-__all__ = ["Order", "retake", "unwrapped"]
+__all__ = ["Order", "not_compiled", "retake", "unwrapped"]
 
 Order: TypeAlias = Literal["one-pass", "layer-by-layer"]
 _ORDERS = {"one-pass": one_pass, "layer-by-layer": layer_by_layer}
@@ -63,7 +63,7 @@ def retake(
     evaluating = Evaluating(inner, targets)
     results: list[Recalibration] = []
     try:
-        with _not_compiled():
+        with not_compiled():
             evaluating.start()
             seen = _ORDERS[order](inner, targets, feed, ranks, evaluating, said, blend)
             evaluating.hook = None
@@ -98,7 +98,8 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
             return model
 
 
-def _not_compiled() -> Any:
+def not_compiled() -> Any:
+    """A context in which compiled code runs as it was written."""
     # Else code is compiled again for the hooks, or runs without them. Where none was, nothing is imported for it.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from ..nn._base import is_batch_norm
 from ..nn.frozen import Frozen
 
-__all__ = ["named", "norms_with_statistics", "tracked_norms", "why_frozen"]
+__all__ = ["frozen_norms", "named", "norms_with_statistics", "tracked_norms", "why_frozen"]
 
 
 def tracked_norms(model: torch.nn.Module) -> list[tuple[str, _NormBase]]:
@@ -38,6 +38,12 @@ def why_frozen(model: torch.nn.Module) -> dict[str, str]:
     trains = _trains(model)
     reasons = (_why(layer, trains) for _, layer in norms_with_statistics(model))
     return {reason: _ENDED[reason] for reason in reasons if reason is not None}
+
+
+def frozen_norms(model: torch.nn.Module) -> dict[str, str]:
+    """Why norms of the model stay as they are whatever mode is asked of them, by path: those of which that is so."""
+    reasons = ((path, _why(layer, False)) for path, layer in model.named_modules() if is_batch_norm(layer))
+    return {path: reason for path, reason in reasons if reason is not None}
 
 
 def norms_with_statistics(model: torch.nn.Module) -> list[tuple[str, _NormBase]]:

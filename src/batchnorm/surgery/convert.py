@@ -15,7 +15,7 @@ from .conversion import Conversion, remembered_tensors
 from .copying import shared
 from .kinds import KINDS, Kind, find, refusal
 
-__all__ = ["convert"]
+__all__ = ["convert", "convert_layer"]
 
 
 def convert(
@@ -106,6 +106,24 @@ def convert(
     for position, conversion in planned:
         conversion.apply(copies[position])
     return new
+
+
+def convert_layer(layer: torch.nn.Module, to: str, **arguments: Any) -> None:
+    """Makes one norm another kind, in place: the object, its parameters and its buffers stay.
+
+    Args:
+        layer: The norm.
+        to: The kind, as for :func:`convert`.
+        **arguments: The new kind's own.
+
+    Raises:
+        SurgeryError: It cannot be of that kind; it is as it was.
+    """
+    conversion = _conversion(layer, _kind(to, None, arguments), None, arguments)
+    if isinstance(conversion, str):
+        raise SurgeryError(f"a {type(layer).__name__} cannot become {to!r}: {conversion}.", "replace it by hand.")
+    if conversion is not None:
+        conversion.apply(layer)
 
 
 def _kind(to: str, dimensions: int | None, arguments: dict[str, Any]) -> Kind:

@@ -1,0 +1,425 @@
+"""One look at a model: run on a few batches in both modes, with a backward pass, and left bit for bit as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from ..errors import ArgumentError, SurgeryError
+from ..nn._base import is_batch_norm
+from ..population.batches import Batches, Forward, model_input, moved, samples_of
+from ..population.engine import not_compiled, unwrapped
+from ..population.layers import frozen_norms, named
+from ..surgery.example import fresh
+from ..surgery.randomness import seeded
+from ..surgery.trace import trace
+from .evidence import Evidence, Failure, Independence, Layer, Loader, Mode, Run, Settings
+from .keeping import Keeping
+from .rule import Need
+from .watch import Watch
+
+__all__ = ["MAX_BATCHES", "Loss", "collect", "of_tensors", "static"]
+
+Loss = Callable[[Any, Any], Tensor]
+
+#: So many batches are run in each mode, if not told otherwise.
+MAX_BATCHES = 8
+
+_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def static(model: torch.nn.Module) -> list[Layer]:
+    """The norms of a model as they are, each once, under its first path."""
+    frozen = frozen_norms(model)
+    return [_layer(path, module, frozen.get(path)) for path, module in model.named_modules() if is_batch_norm(module)]
+
+
+def of_tensors(state: Mapping[str, Any], settings: Settings) -> Evidence:
+    """What a checkpoint shows: a norm is wherever there are a running mean and a running variance.
+
+    Raises:
+        ArgumentError: There is no such thing.
+    """
+    prefixes = [name.removesuffix("running_mean") for name in state if name.split(".")[-1] == "running_mean"]
+    layers = []
+    for prefix in prefixes:
+        tensors = {
+            name: tensor.detach().cpu().clone()
+            for name in _TENSORS
+            if isinstance(tensor := state.get(f"{prefix}{name}"), Tensor)
+        }
+        if "running_mean" in tensors and "running_var" in tensors:
+            layers.append(Layer(prefix.removesuffix("."), "", None, tensors))
+    if not layers:
+        raise ArgumentError(
+            f"these {len(state)} entries hold no running_mean with a running_var beside it: no batch norm.",
+            "give a state_dict, or the module itself.",
+        )
+    return Evidence(None, layers, settings=settings)
+
+
+def _layer(path: str, module: _NormBase, frozen: str | None) -> Layer:
+    tensors = {
+        name: tensor.detach().cpu().clone()
+        for name in _TENSORS
+        if isinstance(tensor := getattr(module, name, None), Tensor) and _has_values(tensor)
+    }
+    return Layer(
+        path,
+        type(module).__name__,
+        module,
+        tensors,
+        {name: tensor.requires_grad for name, tensor in module.named_parameters(recurse=False)},
+        module.eps,
+        module.momentum,
+        module.track_running_stats,
+        module.training,
+        frozen=frozen,
+    )
+
+
+def _has_values(tensor: Tensor) -> bool:
+    return not torch.nn.parameter.is_lazy(tensor) and tensor.device.type != "meta"
+
+
+def collect(
+    model: torch.nn.Module,
+    *,
+    batches: Iterable[Any] | Tensor | None = None,
+    loss: Loss | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    forward: Forward | None = None,
+    max_batches: int = MAX_BATCHES,
+    settings: Settings | None = None,
+    needs: frozenset[Need] = frozenset(Need),
+) -> Evidence:
+    """Looks at a model.
+
+    Args:
+        model: As for :func:`batchnorm.diagnose`, and so are the other arguments.
+        batches: Without them nothing is run.
+        loss: Called as ``loss(output, target)``.
+        optimizer: For its groups.
+        forward: Called as ``forward(model, batch)`` in place of the model.
+        max_batches: At most so many are run, in each mode.
+        settings: What the user knows.
+        needs: What the rules that will look need: no more is done.
+
+    Raises:
+        ArgumentError: The model is no module, or is scripted with batches given; the batches or the loss do not fit;
+            or the model raises outside of its norms. Everything is as it was.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise ArgumentError(f"a {type(model).__name__} is no torch.nn.Module.", "give the module itself.")
+    inner = unwrapped(model)
+    evidence = Evidence(inner, static(inner), optimizer=optimizer, settings=settings or Settings())
+    if batches is not None:
+        _refuse(inner)
+        feed = Batches(batches, forward=forward)
+        keeping = Keeping(inner)
+        gradients = torch.is_grad_enabled()
+        try:
+            with not_compiled(), seeded():
+                look = _Look(inner, feed, loss, max_batches, needs, keeping)
+                evidence = look.at(replace(evidence, loader=_loader(batches)))
+            keeping.restore()
+        except BaseException:
+            try:
+                keeping.restore()
+            except BaseException:
+                keeping.restore()  # interrupted here: the whole of it again
+                raise
+            raise
+        finally:
+            torch.set_grad_enabled(gradients)
+    return evidence
+
+
+def _refuse(model: torch.nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ArgumentError(
+                f"{named(path, module)} is scripted, and its norms cannot be watched.",
+                "give the model before torch.jit.script, or no batches.",
+            )
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not _has_values(tensor):
+            raise ArgumentError(
+                f"{path} has no values yet (lazy, or on the meta device).", "run the model once, or load its weights."
+            )
+
+
+def _loader(batches: object) -> Loader | None:
+    if not isinstance(batches, torch.utils.data.DataLoader):
+        return None
+    try:
+        samples = len(batches.dataset)  # type: ignore[arg-type]
+    except TypeError:
+        samples = None
+    size = batches.batch_size
+    last = None
+    if size and samples is not None:
+        with suppress(TypeError):
+            samples = len(batches.sampler)  # type: ignore[arg-type]
+        last = size if batches.drop_last else samples % size or size
+    return Loader(size, samples, bool(batches.drop_last), last)
+
+
+class _Look:
+    """Runs the model."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        feed: Batches,
+        loss: Loss | None,
+        max_batches: int,
+        needs: frozenset[Need],
+        keeping: Keeping,
+    ) -> None:
+        self.model, self.feed, self.loss, self.needs, self.keeping = model, feed, loss, needs, keeping
+        if max_batches < 1:
+            raise ArgumentError(f"max_batches is {max_batches}.", "give at least 1.")
+        self.batches = [batch for batch, _ in islice(feed, max_batches)]
+        if not self.batches:
+            raise ArgumentError(
+                "batches is empty.", "an iterator that was used up before gives nothing: make a new one."
+            )
+        self.norms = [(path, module) for path, module in model.named_modules() if is_batch_norm(module)]
+
+    def at(self, evidence: Evidence) -> Evidence:
+        """The evidence with what running shows."""
+        evidence = self._traced(evidence)
+        training, watch = self._run("training")
+        flags = {path: module.training for path, module in self.norms}
+        gradients = {path: each.gradient() for path, each in watch.watched.items() if each.squares}
+        self._back()
+        evaluation, evaluated = self._run("evaluation")
+        eval_flags = {path: module.training for path, module in self.norms}
+        self._back()
+        independence = self._independence() if evaluation.failure is None else None
+        order = {path: place for place, path in enumerate((*training.order, *evaluation.order))}
+        layers = [
+            replace(
+                layer,
+                after_train=flags[layer.path],
+                after_eval=eval_flags[layer.path],
+                in_training=watch.watched[layer.path].run(),
+                in_evaluation=evaluated.watched[layer.path].run(),
+                gradient=gradients.get(layer.path),
+            )
+            for layer in sorted(evidence.layers, key=lambda layer: order.get(layer.path, len(order)))
+        ]
+        return replace(evidence, layers=layers, training=training, evaluation=evaluation, independence=independence)
+
+    def _back(self) -> None:
+        self.keeping.restore()
+
+    def _traced(self, evidence: Evidence) -> Evidence:
+        if Need.GRAPH not in self.needs:
+            return evidence
+        input = moved(model_input(self.batches[0]), self.model)
+        if not isinstance(input, Tensor | Mapping):
+            return replace(evidence, graph_failure="the batches are neither tensors nor dicts, nor pairs that begin so")
+        self.model.train()
+        try:
+            graph = trace(self.model, input)
+        except SurgeryError as error:
+            return replace(evidence, graph_failure=error.problem)
+        finally:
+            self._back()
+        return replace(evidence, graph=graph, graph_failure=graph.uncertain.get("", ""))
+
+    def _run(self, mode: Mode) -> tuple[Run, Watch]:
+        training = mode == "training"
+        self.model.train(training)
+        watch = Watch(self.norms)
+        watch.start()
+        before = self._statistics()
+        run = Run(mode, masks=self._masks())
+        backward: frozenset[str] = frozenset()
+        tracked: dict[str, int] = {}
+        for number, batch in enumerate(self.batches):
+            watch.batch = number
+            # Only the first batch has a backward pass, and by what it is told apart from the others: one is enough.
+            differentiates = training and number == 0 and Need.BACKWARD in self.needs
+            phase = "forward"
+            try:
+                with torch.set_grad_enabled(differentiates):
+                    output = self.feed.run(self.model, fresh(batch))
+                    objective, is_loss = self._objective(output, batch)
+                    if differentiates:
+                        between, phase = self._statistics(), "backward"
+                        self._backward(objective)
+                        backward = _moved(between, self._statistics())
+            except Exception as error:
+                layer, shape = watch.entered[-1] if watch.entered else (None, None)
+                if layer is None:
+                    raise ArgumentError(
+                        f"the model raises in {mode} mode on batch {number}, in the {phase} pass: "
+                        f"{type(error).__name__}: {error}",
+                        "give batches and a loss= that it can be trained with; forward= says how it is called.",
+                    ) from error
+                run = replace(run, failure=Failure(error, number, layer, shape, phase == "backward"))
+                break
+            if training and number == 0:
+                tracked = _counted(before, self._statistics())
+            losses = (*run.losses, float(objective.detach())) if is_loss and objective is not None else run.losses
+            tensors = [each for each in tree_leaves(_plain(output)) if isinstance(each, Tensor)]
+            run = replace(
+                run,
+                samples=(*run.samples, samples_of(batch)),
+                inputs=(*run.inputs, _first_shape(batch)),
+                outputs=run.outputs or tuple(tuple(each.shape) for each in tensors),
+                losses=losses,
+            )
+        return (
+            replace(
+                run,
+                order=tuple(watch.order),
+                moved=_moved(before, self._statistics()),
+                moved_in_backward=backward,
+                tracked=tracked,
+            ),
+            watch,
+        )
+
+    def _objective(self, output: object, batch: Any) -> tuple[Tensor | None, bool]:
+        """What is differentiated, and whether it is the user's loss."""
+        if self.loss is not None:
+            if not isinstance(batch, list | tuple) or len(batch) < 2:
+                raise ArgumentError("a loss was given, but batches are no (input, target) pairs.", "give pairs.")
+            value = self.loss(output, moved(batch[1], self.model))
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise ArgumentError("loss(output, target) gives no tensor of one value.", "reduce it: loss.mean().")
+            return value, True
+        own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if isinstance(own, Tensor) and own.numel() == 1:
+            return own, True
+        floats = [each for each in tree_leaves(_plain(output)) if isinstance(each, Tensor) and each.is_floating_point()]
+        # Without a loss any direction will do, but the sum of a norm's outputs has no gradient at its input.
+        return (sum(_projected(each) for each in floats) if floats else None), False  # type: ignore[return-value]
+
+    def _backward(self, objective: Tensor | None) -> None:
+        if objective is None or not objective.requires_grad:
+            return
+        self.keeping.without_gradients()
+        objective.backward()
+
+    def _statistics(self) -> dict[str, tuple[Tensor | None, ...]]:
+        return {
+            path: tuple(
+                None if each is None else each.detach().clone()
+                for each in (module.running_mean, module.running_var, module.num_batches_tracked)
+            )
+            for path, module in self.norms
+        }
+
+    def _masks(self) -> dict[str, float]:
+        found: dict[str, list[Tensor]] = {}
+        for batch in self.batches:
+            input = model_input(batch)
+            for name, value in input.items() if isinstance(input, Mapping) else ():
+                if "mask" in str(name) and isinstance(value, Tensor) and value.dim() > 1:
+                    found.setdefault(str(name), []).append((value == 0).flatten())
+        return {name: float(torch.cat(parts).float().mean()) for name, parts in found.items()}
+
+    def _independence(self) -> Independence | None:
+        batch = self.batches[0]
+        count = samples_of(batch)
+        if count is None or count < 2:
+            return None
+
+        def alone(tensor: Tensor) -> Tensor:
+            return tensor[:1].expand_as(tensor).clone() if tensor.dim() and tensor.shape[0] == count else tensor
+
+        self.model.eval()
+        watch = Watch(self.norms)
+        watch.records = False
+        watch.start()
+        results = []
+        with torch.no_grad():
+            for given in (fresh(batch), tree_map_only(Tensor, alone, fresh(batch))):
+                with seeded():
+                    output = self.feed.run(self.model, given)
+                tensors = [each for each in tree_leaves(_plain(output)) if isinstance(each, Tensor)]
+                rows = [each[0].double() for each in tensors if each.dim() and each.shape[0] == count]
+                seen = {path: each.first_sample for path, each in watch.watched.items()}
+                results.append((rows, seen))
+                for each in watch.watched.values():
+                    each.first_sample = []
+                self._back_but_watch(watch)
+        (rows, seen), (others, others_seen) = results
+        if not rows or len(rows) != len(others):
+            return None
+        difference = max(_relative(one, other) for one, other in zip(rows, others, strict=True))
+        layers = tuple(
+            path
+            for path in watch.order
+            if any(_relative(one, other) > _ROUNDING for one, other in zip(seen[path], others_seen[path], strict=False))
+        )
+        return Independence(difference, layers, count)
+
+    def _back_but_watch(self, watch: Watch) -> None:
+        self._back()
+        self.model.eval()
+        watch.start()
+
+
+# Where a sample's result is computed by other blocks of a matrix product, it differs by roundings.
+_ROUNDING = 1e-4
+
+
+def _relative(one: Tensor, other: Tensor) -> float:
+    if one.shape != other.shape or not one.numel():
+        return 0.0
+    difference = (one.double() - other.double()).abs().nan_to_num().max()
+    return float(difference / one.double().abs().nan_to_num().max().clamp(min=1e-12))
+
+
+def _projected(tensor: Tensor) -> Tensor:
+    # By fixed directions: the same from run to run.
+    directions = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
+    return (tensor * directions).sum() / max(tensor.shape[0] if tensor.dim() else 1, 1)
+
+
+def _plain(output: object) -> object:
+    return dict(output) if isinstance(output, Mapping) else output
+
+
+def _first_shape(batch: Any) -> tuple[int, ...] | None:
+    return next(
+        (tuple(each.shape) for each in tree_leaves(_plain(model_input(batch))) if isinstance(each, Tensor)), None
+    )
+
+
+def _moved(
+    before: Mapping[str, Sequence[Tensor | None]], after: Mapping[str, Sequence[Tensor | None]]
+) -> frozenset[str]:
+    return frozenset(
+        path
+        for path, tensors in before.items()
+        if any(
+            one is not None and other is not None and not torch.equal(one.nan_to_num(), other.nan_to_num())
+            for one, other in zip(tensors, after[path], strict=True)
+        )
+    )
+
+
+def _counted(
+    before: Mapping[str, Sequence[Tensor | None]], after: Mapping[str, Sequence[Tensor | None]]
+) -> dict[str, int]:
+    found = {}
+    for path, (_, _, seen) in before.items():
+        now = after[path][2]
+        if seen is not None and now is not None:
+            found[path] = int(now) - int(seen)
+    return found

@@ -1,0 +1,178 @@
+"""``diagnose``: what is wrong with the batch norm in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..population.batches import Forward
+from ..population.engine import unwrapped
+from .collect import MAX_BATCHES, Loss, collect, of_tensors, static
+from .diagnosis import Diagnosis
+from .evidence import Evidence, Settings
+from .finding import SEVERITIES, Finding, Subject
+from .ranks import together
+from .registry import select as select_rules
+from .rule import Need, Rule
+
+__all__ = ["diagnose"]
+
+
+def diagnose(
+    model: torch.nn.Module | Mapping[str, Tensor],
+    *,
+    batches: Iterable[Any] | Tensor | None = None,
+    loss: Loss | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    select: Iterable[str] | None = None,
+    ignore: Iterable[str] | None = None,
+    per_layer_ignores: Mapping[str, Iterable[str]] | None = None,
+    forward: Forward | None = None,
+    max_batches: int = MAX_BATCHES,
+    accumulation_steps: int = 1,
+    weights_from: str | None = None,
+    before: torch.nn.Module | None = None,
+) -> Diagnosis:
+    """Looks for mistakes with batch norm in a model, by every rule for which there is enough to look at.
+
+    With ``batches`` the model is run on a few of them in training and in evaluation mode, with one backward pass. It is
+    left bit for bit as it was: parameters, buffers, gradients, modes, hooks and random numbers, on an exception or an
+    interrupt too. The optimizer is only read. Under ``torch.distributed`` every process calls this.
+
+    Args:
+        model: A module, or the tensors of a checkpoint by their names (a ``state_dict``): then rules that need the
+            module are skipped.
+        batches: Yields tensors, (input, target) pairs or dicts of keywords; or one tensor.
+        loss: Called as ``loss(output, target)``, for the backward pass; without it (and without a ``loss`` in the
+            output) the outputs' sum along fixed random directions is differentiated.
+        optimizer: For rules about weight decay.
+        select: Codes of rules, their beginnings or names: only these.
+        ignore: Not these.
+        per_layer_ignores: For patterns of layers' paths (``"encoder.*"``), what to ignore there.
+        forward: Called as ``forward(model, batch)``, where the model takes its batches otherwise.
+        max_batches: At most so many are run, in each mode.
+        accumulation_steps: Backward passes for each step of the optimizer, where gradients are accumulated.
+        weights_from: The framework that the weights were trained in, where it was another: ``"keras"``,
+            ``"tensorflow"``, ``"flax"``, ``"caffe"`` or ``"paddle"``.
+        before: The model as it was before its norms were converted, where they were.
+
+    Returns:
+        The findings, with the evidence behind them, and what was not looked at.
+
+    Raises:
+        ArgumentError: An argument means nothing, or the model raises on the batches where no rule says why.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2, momentum=0.9))
+        >>> for finding in diagnose(model, select=["BN011"]).findings:
+        ...     print(finding.layer, finding.severity, finding.rule, finding.name)
+        1 warning BN011 inverted-momentum
+    """
+    rules = select_rules(select, ignore)
+    ignored = {
+        pattern: {rule.code for rule in select_rules(codes)} for pattern, codes in (per_layer_ignores or {}).items()
+    }
+    if accumulation_steps < 1:
+        raise ArgumentError(f"accumulation_steps is {accumulation_steps}.", "1 is a step for each backward pass.")
+    settings = Settings(accumulation_steps, None if weights_from is None else weights_from.casefold(), before)
+    once = isinstance(batches, Iterator)
+
+    def look(first: bool = True) -> Diagnosis:
+        if isinstance(model, Mapping):
+            state = dict(model) if first else subject.state or {}
+            evidence = of_tensors(state, settings)
+            return _diagnosed(rules, ignored, evidence, Subject(state=state) if first else subject)
+        needs = frozenset(need for rule in rules for need in (*rule.needs, *rule.uses))
+        paths = [(layer.path, layer.channels) for layer in static(unwrapped(model))] if _is_module(model) else []
+        evidence, ranks = together(
+            paths,
+            lambda: collect(
+                model,
+                batches=batches,
+                loss=loss,
+                optimizer=optimizer,
+                forward=forward,
+                max_batches=max_batches,
+                settings=settings,
+                needs=needs,
+            ),
+        )
+        given = Subject(evidence.model, None, optimizer, None if once else batches, forward)
+        return _diagnosed(rules, ignored, replace(evidence, ranks=ranks), given)
+
+    done = look()
+    subject = done._subject
+    return done if once else replace(done, _again=lambda: look(first=False))
+
+
+def _is_module(model: object) -> bool:
+    return isinstance(model, torch.nn.Module)
+
+
+def _diagnosed(
+    rules: Sequence[Rule], ignored: Mapping[str, set[str]], evidence: Evidence, subject: Subject
+) -> Diagnosis:
+    run: list[Rule] = []
+    skipped: dict[str, str] = {}
+    findings: list[Finding] = []
+    for rule in rules:
+        missing = [need for need in rule.needs if not _there(need, evidence)]
+        if missing:
+            skipped[rule.code] = _reason(missing, evidence)
+            continue
+        run.append(rule)
+        findings += rule.check(evidence)
+    _explain_failures(evidence, findings)
+    kept = [each for each in findings if not _ignored(each, ignored)]
+    order = {layer.path: place for place, layer in enumerate(evidence.layers)}
+    kept.sort(key=lambda each: (-SEVERITIES.index(each.severity), each.rule, order.get(each.layer, -1)))
+    return Diagnosis(tuple(kept), tuple(run), skipped, len(findings) - len(kept), evidence, subject, None)
+
+
+def _there(need: Need, evidence: Evidence) -> bool:
+    match need:
+        case Need.MODEL:
+            return evidence.model is not None
+        case Need.OPTIMIZER:
+            return evidence.optimizer is not None
+        case Need.GRAPH:
+            return evidence.graph is not None
+        case Need.BATCHES | Need.BACKWARD:
+            return evidence.training is not None
+        case Need.RANKS:
+            return evidence.ranks is not None
+
+
+def _reason(missing: Sequence[Need], evidence: Evidence) -> str:
+    for need in (Need.MODEL, Need.BATCHES, Need.BACKWARD):
+        if need in missing and not _there(need, evidence):
+            return need.value
+    if Need.GRAPH in missing:
+        if evidence.model is None:
+            return Need.MODEL.value
+        return f"{Need.GRAPH.value}: {evidence.graph_failure}" if evidence.training else Need.BATCHES.value
+    return missing[0].value
+
+
+def _explain_failures(evidence: Evidence, findings: Sequence[Finding]) -> None:
+    """A model that raises is an error, unless a rule says why."""
+    for run in (evidence.training, evidence.evaluation):
+        if run is None or run.failure is None:
+            continue
+        failure = run.failure
+        if not any(each.severity == "error" and each.layer == failure.layer for each in findings):
+            raise ArgumentError(
+                f"the model raises in {run.mode} mode on batch {failure.batch}, at {failure.layer} with input of shape "
+                f"{failure.shape}: {type(failure.error).__name__}: {failure.error}",
+                "mend that first, or give batches that it takes.",
+            ) from failure.error
+
+
+def _ignored(finding: Finding, ignored: Mapping[str, set[str]]) -> bool:
+    return any(fnmatchcase(finding.layer, pattern) and finding.rule in codes for pattern, codes in ignored.items())

@@ -1,0 +1,357 @@
+"""What one look at a model has found out, for all rules: plain data, which says nothing about good or bad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..surgery.graph import Call, Graph
+from .histogram import Histogram
+
+__all__ = [
+    "Evidence",
+    "Failure",
+    "Gradient",
+    "Independence",
+    "Layer",
+    "LayerRun",
+    "Loader",
+    "Mode",
+    "NormCall",
+    "Padding",
+    "Ranks",
+    "Run",
+    "Settings",
+]
+
+Mode: TypeAlias = Literal["training", "evaluation"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user knows and a model does not show.
+
+    Attributes:
+        accumulation_steps: Backward passes for each step of the optimizer.
+        weights_from: The framework that the weights were trained in: ``"keras"``, ``"tensorflow"``, ``"flax"``, …
+        before: The model as it was before its norms were converted.
+    """
+
+    accumulation_steps: int = 1
+    weights_from: str | None = None
+    before: torch.nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Loader:
+    """What a ``torch.utils.data.DataLoader`` says about its batches.
+
+    Attributes:
+        batch_size: Samples of a batch; None where a sampler of its own decides.
+        samples: Of the data set; None where it does not say.
+        drop_last: Whether the rest is left out.
+        last: Samples of the last batch; None where they cannot be known.
+    """
+
+    batch_size: int | None
+    samples: int | None
+    drop_last: bool
+    last: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Padding:
+    """Positions at the end of the samples of (N, C, L) input that all hold the same values: padding, by its looks.
+
+    Attributes:
+        share: Of all positions, those that look so (a stretch of one position does not count).
+        mean_shift: How far the mean moves if they are left out: the largest over channels, in standard deviations.
+        variance_ratio: The variance with them over that without: the value farthest from 1.
+    """
+
+    share: float
+    mean_shift: float
+    variance_ratio: float
+
+
+@dataclass(frozen=True, eq=False)
+class NormCall:
+    """One call of a norm.
+
+    Attributes:
+        batch: Of which batch, from 0.
+        shape: Of the input.
+        dtype: Of the input.
+        values: For each channel, those that a mask excludes left out.
+        mean: Of the input, (C,) float64 on the CPU; NaN where the input is not finite.
+        var: Its biased variance, likewise.
+        nonfinite: How many values of the input are not finite.
+        by_batch: Whether it normalises by the batch's own statistics, not by the running ones.
+        moved: Whether it changed its running buffers.
+        recomputed: Whether it runs in the backward pass: activation checkpointing computes it again.
+        masked: Whether a mask was given.
+        same_input: Whether an earlier call of the layer in the same pass had the same tensor as input.
+        padding: What looks like padding in its input; None where nothing does.
+    """
+
+    batch: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    values: int
+    mean: Tensor
+    var: Tensor
+    nonfinite: int
+    by_batch: bool
+    moved: bool
+    recomputed: bool
+    masked: bool
+    same_input: bool
+    padding: Padding | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRun:
+    """One norm in all batches of one mode. Calls of recomputations are listed and enter nothing else.
+
+    Attributes:
+        calls: In order.
+        count: Values of a channel that reached it, on all batches.
+        mean: Of these, (C,) float64: merged, not averaged.
+        var: Their biased variance, the variance between batches included.
+        input: Histogram of a sample of the input's values.
+        standardized: Of the same values less the mean and over the standard deviation that the layer normalised by.
+        output: Of a sample of the output's values.
+        output_mean: Of the output, (C,) float64, of the first batch.
+        output_var: Likewise.
+    """
+
+    calls: tuple[NormCall, ...]
+    count: int
+    mean: Tensor
+    var: Tensor
+    input: Histogram
+    standardized: Histogram
+    output: Histogram
+    output_mean: Tensor | None = None
+    output_var: Tensor | None = None
+
+    @property
+    def first_step(self) -> tuple[NormCall, ...]:
+        """Its calls with the first batch, recomputations left out."""
+        return tuple(call for call in self.calls if call.batch == 0 and not call.recomputed)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What came back in the backward pass of the first batch in training mode: root mean squares of a value.
+
+    Attributes:
+        output: Of the gradient of the norm's output.
+        input: Of the gradient of its input; None where that needs none.
+        weight: Of gamma's gradient; None where it needs none.
+        bias: Of beta's.
+    """
+
+    output: float | None = None
+    input: float | None = None
+    weight: float | None = None
+    bias: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A batch norm: as it was given, and what was seen of it.
+
+    Attributes:
+        path: In the model; of a checkpoint, what stands before ``.running_mean``.
+        kind: The name of its class; empty where only tensors were given.
+        module: The layer itself, for its class and settings; None where only tensors were given.
+        tensors: Copies of ``weight``, ``bias``, ``running_mean``, ``running_var`` and ``num_batches_tracked`` in their
+            own dtypes, on the CPU, those that are there.
+        requires_grad: Whether ``weight`` and ``bias`` do, those that are there.
+        eps: None where only tensors were given; and so are the following.
+        momentum: None also for the cumulative average: ask for it where ``module`` is there.
+        track_running_stats: As the layer says.
+        training: Its flag as given.
+        after_train: Its flag after ``model.train()``; None where no batches were run. So does ``after_eval``.
+        after_eval: After ``model.eval()``.
+        frozen: Why it is frozen, by :func:`batchnorm.freeze`, its class or ``momentum=0``; None where it is not.
+        in_training: What it did in training mode; None where no batch reached it, or none was run.
+        in_evaluation: In evaluation mode.
+        gradient: None where there was no backward pass, or it did not reach the layer.
+    """
+
+    path: str
+    kind: str
+    module: torch.nn.modules.batchnorm._NormBase | None
+    tensors: Mapping[str, Tensor]
+    requires_grad: Mapping[str, bool] = field(default_factory=dict)
+    eps: float | None = None
+    momentum: float | None = None
+    track_running_stats: bool | None = None
+    training: bool | None = None
+    after_train: bool | None = None
+    after_eval: bool | None = None
+    frozen: str | None = None
+    in_training: LayerRun | None = None
+    in_evaluation: LayerRun | None = None
+    gradient: Gradient | None = None
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return next(
+            (t.numel() for name, t in self.tensors.items() if name != "num_batches_tracked"),
+            0 if self.module is None else self.module.num_features,
+        )
+
+    @property
+    def batches_tracked(self) -> int | None:
+        """How many batches have moved the statistics, by the layer's own count; None where it has none."""
+        seen = self.tensors.get("num_batches_tracked")
+        return None if seen is None else int(seen)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether it has a running mean and variance."""
+        return "running_mean" in self.tensors and "running_var" in self.tensors
+
+    def values(self, name: str) -> np.ndarray[Any, Any] | None:
+        """One of ``tensors``, as float64; None where it is not there."""
+        tensor = self.tensors.get(name)
+        return None if tensor is None else tensor.to(torch.float64).numpy()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The model raised.
+
+    Attributes:
+        error: What.
+        batch: On which batch.
+        layer: The path of the norm whose call raised; None where it was something else.
+        shape: Of the input of that call.
+        backward: Whether it was in the backward pass.
+    """
+
+    error: Exception
+    batch: int
+    layer: str | None
+    shape: tuple[int, ...] | None
+    backward: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """The batches in one mode.
+
+    Attributes:
+        mode: Which.
+        samples: Of each batch that was run to its end; None where they cannot be counted.
+        inputs: The shape of the first tensor of each batch.
+        outputs: The shapes of the first batch's outputs, those that are tensors.
+        order: The paths of the norms, by their first call.
+        moved: The paths of norms whose running buffers are others after the forward passes than before.
+        moved_in_backward: Of those that the backward pass moved once more.
+        tracked: By how much ``num_batches_tracked`` of each layer grew in one step of training: the first batch,
+            forward and backward.
+        losses: Of each batch; empty where no ``loss`` was given and the output holds none.
+        masks: For each mask that comes with the batches (a dict's entry with "mask" in its name), the share of
+            positions that it excludes.
+        failure: What ended it; None where nothing did.
+    """
+
+    mode: Mode
+    samples: tuple[int | None, ...] = ()
+    inputs: tuple[tuple[int, ...] | None, ...] = ()
+    outputs: tuple[tuple[int, ...], ...] = ()
+    order: tuple[str, ...] = ()
+    moved: frozenset[str] = frozenset()
+    moved_in_backward: frozenset[str] = frozenset()
+    tracked: Mapping[str, int] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
+    masks: Mapping[str, float] = field(default_factory=dict)
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Independence:
+    """In evaluation mode, the first sample's output among its batch, and among copies of itself.
+
+    Attributes:
+        difference: The largest, over the largest absolute value of the output (0 where it does not depend on others).
+        layers: Paths of norms whose output for that sample differed, in the order of calls.
+        samples: Of the batch.
+    """
+
+    difference: float
+    layers: tuple[str, ...]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The same layers on other processes.
+
+    Attributes:
+        rank: This process' number.
+        size: How many there are.
+        mean_difference: By path, the largest difference between the running means of any rank and those of rank 0,
+            in standard deviations of rank 0.
+        variance_ratio: By path, of the running variances: the value farthest from 1.
+        counts: By path, ``num_batches_tracked`` of each rank.
+        values: By path, the values of a channel in the first training call on each rank; 0 where there was none.
+    """
+
+    rank: int
+    size: int
+    mean_difference: Mapping[str, float]
+    variance_ratio: Mapping[str, float]
+    counts: Mapping[str, tuple[int, ...]]
+    values: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Everything that rules may look at.
+
+    Attributes:
+        model: The module, for its structure and settings; it must not be run or changed. None for a checkpoint.
+        layers: Its batch norms, in the order in which they were called where batches were run, else that of the model.
+        graph: What feeds what in training mode; None where it was not asked for or could not be traced.
+        graph_failure: Why not.
+        optimizer: As given; rules read ``param_groups``.
+        loader: What the batches' loader says; None for other iterables.
+        training: The batches in training mode; None where there were none.
+        evaluation: The batches in evaluation mode.
+        independence: None where no batch has two samples, or the outputs are no tensors of one row a sample.
+        ranks: None in one process.
+        settings: What the user said.
+    """
+
+    model: torch.nn.Module | None
+    layers: Sequence[Layer]
+    graph: Graph | None = None
+    graph_failure: str = ""
+    optimizer: torch.optim.Optimizer | None = None
+    loader: Loader | None = None
+    training: Run | None = None
+    evaluation: Run | None = None
+    independence: Independence | None = None
+    ranks: Ranks | None = None
+    settings: Settings = field(default_factory=Settings)
+
+    def layer(self, path: str) -> Layer | None:
+        """The norm of that path."""
+        return next((layer for layer in self.layers if layer.path == path), None)
+
+    def calls_of(self, layer: Layer) -> list[Call]:
+        """The layer's calls in the graph."""
+        if self.graph is None or layer.module is None:
+            return []
+        return self.graph.calls_of(layer.module)
