@@ -38,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "surgery": {"nn", "functional", "ops", "activation", "errors"},
     "population": {"nn", "functional", "ops", "activation", "errors"},
     "doctor": {"population", "surgery", "nn", "ops", "report", "files", "_version", "activation", "errors"},
+    "monitoring": {"population", "nn", "ops", "errors"},
     "batchnorm": {  # __init__.py
         "_version",
         "errors",
@@ -50,6 +51,7 @@ ROOMS: dict[str, set[str]] = {
         "surgery",
         "population",
         "doctor",
+        "monitoring",
     },
     "study": {
         "batchnorm",
@@ -85,9 +87,11 @@ ROOMS: dict[str, set[str]] = {
 
 # The library needs torch and NumPy; these are for the commands, by the room that may use them.
 TOOLS: dict[str, set[str]] = {
+    "doctor": {"safetensors"},
     "report": {"plotly", "latex2mathml"},
     "study": {"scipy", "mlxtend", "sklearn", "joblib", "PIL"},
     "cli": {"typer", "rich"},
+    "monitoring": {"lightning", "pytorch_lightning"},
 }
 BASE = {"torch", "numpy", *sys.stdlib_module_names}
 

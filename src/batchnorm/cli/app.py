@@ -8,6 +8,8 @@ import typer
 
 from .._version import __version__
 from .bench import bench
+from .doctor import doctor
+from .explain import explain
 from .fold import fold
 from .study import study
 
@@ -41,3 +43,5 @@ def root(
 app.command()(study)
 app.command()(bench)
 app.command()(fold)
+app.command()(doctor)
+app.command()(explain)

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["fold"]
 
-_CALLABLE = "name a callable without arguments."
-
 
 def fold(
     target: Annotated[
@@ -72,33 +70,15 @@ def _loaded(target: str, inputs: str | None) -> tuple[torch.nn.Module, Any]:
     import torch  # noqa: PLC0415
 
     from ..targets import TargetError  # noqa: PLC0415
+    from .given import model_and, value  # noqa: PLC0415
 
-    found = _value(target, torch.nn.Module)
-    model, *others = found if isinstance(found, tuple) else (found,)
-    if not isinstance(model, torch.nn.Module) or len(others) > 2:
-        what = ", ".join(type(part).__name__ for part in (model, *others))
-        mend = "name a module, or a callable without arguments that returns a module or (module, inputs)."
-        raise TargetError(f"{target} gives {what}.", mend)
+    model, others = model_and(target, "inputs", most=2)
     if inputs is not None:
-        return model, _value(inputs, torch.Tensor)
+        return model, value(inputs, torch.Tensor)
     if not others:
         mend = "give them by --inputs package.module:callable, or return (module, inputs)."
         raise TargetError(f"{target} gives a module without inputs.", mend)
     return model, others[0]
-
-
-def _value(target: str, kind: type) -> Any:
-    """What a target names; where that can be called and is not of the kind that is looked for, what it returns."""
-    from ..surgery.example import said  # noqa: PLC0415
-    from ..targets import TargetError, resolve  # noqa: PLC0415
-
-    found = resolve(target)
-    if isinstance(found, kind) or not callable(found):
-        return found
-    try:
-        return found()
-    except (Exception, SystemExit) as error:  # which would end the command with an exit code of its own, 0 perhaps
-        raise TargetError(f"{target}: calling it raised {said(error)}.", _CALLABLE) from error
 
 
 def _refuse(message: str) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import ArgumentError, SurgeryError
+from ..files import whole
 from ..surgery.example import arguments, said
 from ..surgery.exported import quiet
 
@@ -40,18 +40,15 @@ def write(model: torch.nn.Module, example_inputs: Any, path: Path) -> None:
         SurgeryError: It cannot be exported.
         OSError: The file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as aside:
-        whole = Path(aside) / path.name
+    with whole(path) as aside:
         try:
             with quiet():
-                _FORMS[path.suffix.lower()](model, example_inputs, whole)
+                _FORMS[path.suffix.lower()](model, example_inputs, aside)
         except OSError:
             raise
         except Exception as error:  # the exporters raise what the model's code does, and many kinds of their own
             problem = f"the folded model cannot be written as {path.suffix}: {said(_cause(error))}."
             raise SurgeryError(problem, "write a .pt file, or export the folded model in Python.") from error
-        whole.replace(path)
 
 
 def _cause(error: BaseException) -> BaseException:
