@@ -42,13 +42,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Plant:
-    """A way to build a case, and where the rule must find what (nothing, of a healthy one)."""
+    """A way to build a case, and where the rule must find what (nothing, of a healthy one).
+
+    One of several ``ranks`` is built and diagnosed by each of so many processes (``test_ranks.py``).
+    """
 
     rule: str
     name: str
     build: Callable[[], Case]
     layers: tuple[str, ...]
     healthy: bool
+    ranks: int = 1
 
     def case(self) -> Case:
         torch.manual_seed(0)
@@ -61,29 +65,30 @@ class Plant:
 _FOUND: list[Plant] = []
 
 
-def planted(rule: str, *layers: str) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
+def planted(rule: str, *layers: str, ranks: int = 1) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
     """The function builds a case in which the rule must find something at just these layers ("": the whole model)."""
 
     def register(build: Callable[[], Case]) -> Callable[[], Case]:
-        _FOUND.append(Plant(rule, build.__name__, build, layers, healthy=False))
+        _FOUND.append(Plant(rule, build.__name__, build, layers, healthy=False, ranks=ranks))
         return build
 
     return register
 
 
-def healthy(rule: str) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
+def healthy(rule: str, *, ranks: int = 1) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
     """The function builds a case that looks like the mistake and is none: the rule must find nothing."""
 
     def register(build: Callable[[], Case]) -> Callable[[], Case]:
-        _FOUND.append(Plant(rule, build.__name__, build, (), healthy=True))
+        _FOUND.append(Plant(rule, build.__name__, build, (), healthy=True, ranks=ranks))
         return build
 
     return register
 
 
 @cache
-def plants() -> tuple[Plant, ...]:
-    """All of them, by rule."""
-    for module in pkgutil.iter_modules([str(_FOLDER)]):
-        importlib.import_module(f"doctor.planted.{module.name}")
-    return tuple(sorted(_FOUND, key=lambda plant: (plant.rule, plant.healthy)))
+def plants(ranks: int | None = 1, files: tuple[str, ...] | None = None) -> tuple[Plant, ...]:
+    """Those for so many processes, by rule; None for all. Of these ``files`` in ``planted/``, or of all."""
+    for name in files or [module.name for module in pkgutil.iter_modules([str(_FOLDER)])]:
+        importlib.import_module(f"doctor.planted.{name}")
+    chosen = [plant for plant in _FOUND if ranks in (None, plant.ranks)]
+    return tuple(sorted(chosen, key=lambda plant: (plant.rule, plant.healthy)))

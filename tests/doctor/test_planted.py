@@ -71,7 +71,7 @@ def test_a_fix_mends_it(plant: Plant):
 
 @pytest.mark.parametrize("code", list(registered()))
 def test_every_rule_is_tried_twice_and_on_something_healthy(code: str):
-    own = [plant for plant in plants() if plant.rule == code]
+    own = [plant for plant in plants(ranks=None) if plant.rule == code]
     assert sum(not plant.healthy for plant in own) >= 2
     assert sum(plant.healthy for plant in own) >= 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -18,13 +18,18 @@ from ..nn._base import is_batch_norm
 from ..population.batches import Batches, Forward, model_input, moved, samples_of
 from ..population.engine import not_compiled, unwrapped
 from ..population.layers import frozen_norms, named
-from ..surgery.example import fresh
+from ..surgery.example import fresh, said
+from ..surgery.graph import Graph
 from ..surgery.randomness import seeded
 from ..surgery.trace import trace
+from .dropout import NoDropout
 from .evidence import Evidence, Failure, Independence, Layer, Loader, Mode, Run, Settings
 from .keeping import Keeping
+from .padding import valid_positions
 from .rule import Need
-from .watch import Watch
+from .surroundings import Surroundings
+from .walk import dropouts_before, turned_off
+from .watch import Watch, buffers_of, differ
 
 __all__ = ["MAX_BATCHES", "Loss", "collect", "of_tensors", "static"]
 
@@ -100,6 +105,7 @@ def collect(
     max_batches: int = MAX_BATCHES,
     settings: Settings | None = None,
     needs: frozenset[Need] = frozenset(Need),
+    agreed: Callable[[int], int] | None = None,
 ) -> Evidence:
     """Looks at a model.
 
@@ -112,6 +118,7 @@ def collect(
         max_batches: At most so many are run, in each mode.
         settings: What the user knows.
         needs: What the rules that will look need: no more is done.
+        agreed: Called with the number of batches, before the model is run, gives how many of them to take.
 
     Raises:
         ArgumentError: The model is no module, or is scripted with batches given; the batches or the loss do not fit;
@@ -124,23 +131,32 @@ def collect(
     if batches is not None:
         _refuse(inner)
         feed = Batches(batches, forward=forward)
-        keeping = Keeping(inner)
-        gradients = torch.is_grad_enabled()
+        keeping, surroundings = Keeping(inner), Surroundings(batches)
         try:
-            with not_compiled(), seeded():
+            with not_compiled(), torch.inference_mode(_is_inference(inner)), seeded():
                 look = _Look(inner, feed, loss, max_batches, needs, keeping)
+                if agreed is not None:
+                    look.batches = look.batches[: agreed(len(look.batches))]
                 evidence = look.at(replace(evidence, loader=_loader(batches)))
-            keeping.restore()
+            _restore(keeping, surroundings)
         except BaseException:
             try:
-                keeping.restore()
+                _restore(keeping, surroundings)
             except BaseException:
-                keeping.restore()  # interrupted here: the whole of it again
+                _restore(keeping, surroundings)  # interrupted here: the whole of it again
                 raise
             raise
-        finally:
-            torch.set_grad_enabled(gradients)
     return evidence
+
+
+def _restore(keeping: Keeping, surroundings: Surroundings) -> None:
+    keeping.restore()
+    surroundings.restore()
+
+
+def _is_inference(model: torch.nn.Module) -> bool:
+    """Whether the model was made under ``torch.inference_mode``: it can then be run there only."""
+    return any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _refuse(model: torch.nn.Module) -> None:
@@ -149,6 +165,11 @@ def _refuse(model: torch.nn.Module) -> None:
             raise ArgumentError(
                 f"{named(path, module)} is scripted, and its norms cannot be watched.",
                 "give the model before torch.jit.script, or no batches.",
+            )
+        if isinstance(module, torch.fx.GraphModule) and "train" in vars(module):
+            raise ArgumentError(
+                f"{named(path, module)} is exported, and its mode cannot be changed.",
+                "give the model before torch.export, or no batches.",
             )
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not _has_values(tensor):
@@ -170,7 +191,8 @@ def _loader(batches: object) -> Loader | None:
         with suppress(TypeError):
             samples = len(batches.sampler)  # type: ignore[arg-type]
         last = size if batches.drop_last else samples % size or size
-    return Loader(size, samples, bool(batches.drop_last), last)
+    shuffled = not isinstance(batches.sampler, torch.utils.data.SequentialSampler)
+    return Loader(size, samples, bool(batches.drop_last), last, shuffled)
 
 
 class _Look:
@@ -202,11 +224,16 @@ class _Look:
         flags = {path: module.training for path, module in self.norms}
         gradients = {path: each.gradient() for path, each in watch.watched.items() if each.squares}
         self._back()
+        without_dropout = {} if training.failure is not None else self._without_dropout(evidence.graph)
         evaluation, evaluated = self._run("evaluation")
         eval_flags = {path: module.training for path, module in self.norms}
         self._back()
-        independence = self._independence() if evaluation.failure is None else None
-        order = {path: place for place, path in enumerate((*training.order, *evaluation.order))}
+        independence = None
+        if evaluation.failure is None:
+            with suppress(Exception):  # of models that do not take a batch of copies
+                independence = self._independence()
+            self._back()
+        order = {path: place for place, path in enumerate(dict.fromkeys((*training.order, *evaluation.order)))}
         layers = [
             replace(
                 layer,
@@ -215,6 +242,7 @@ class _Look:
                 in_training=watch.watched[layer.path].run(),
                 in_evaluation=evaluated.watched[layer.path].run(),
                 gradient=gradients.get(layer.path),
+                without_dropout=without_dropout.get(layer.path),
             )
             for layer in sorted(evidence.layers, key=lambda layer: order.get(layer.path, len(order)))
         ]
@@ -234,9 +262,46 @@ class _Look:
             graph = trace(self.model, input)
         except SurgeryError as error:
             return replace(evidence, graph_failure=error.problem)
+        except Exception as error:  # of torch.export, which reads whatever the model is made of
+            return replace(evidence, graph_failure=said(error))
         finally:
             self._back()
-        return replace(evidence, graph=graph, graph_failure=graph.uncertain.get("", ""))
+        evidence = replace(evidence, graph=graph, graph_failure=graph.uncertain.get("", ""))
+        return replace(evidence, deployed=self._deployed(evidence, input))
+
+    def _deployed(self, evidence: Evidence, input: Any) -> Graph | None:
+        """What feeds what in a model that is given as it is deployed."""
+        training = any(module.training for module in self.model.modules())
+        if Need.DEPLOYMENT not in self.needs or training or evidence.optimizer is not None or self.loss is not None:
+            return None
+        try:
+            graph = trace(self.model, input)
+        except Exception:  # as above; the graph in training mode says why
+            return None
+        finally:
+            self._back()
+        return None if graph.uncertain else graph
+
+    def _without_dropout(self, graph: Graph | None) -> dict[str, Tensor]:
+        """By path, for norms that dropout feeds, the variance of their input over the batches without it."""
+        fed = [] if graph is None else [(path, norm) for path, norm in self.norms if _is_fed_by_dropout(norm, graph)]
+        if graph is None or not fed:
+            return {}
+        self.model.train()
+        for call in graph.calls:
+            if call.module is not None and turned_off(call):
+                call.module.eval()
+        watch = Watch(fed)
+        watch.start()
+        try:
+            with torch.no_grad(), NoDropout():
+                for number, batch in enumerate(self.batches):
+                    watch.batch = number
+                    self.feed.run(self.model, fresh(batch))
+        finally:
+            self._back()
+        runs = {path: each.run() for path, each in watch.watched.items()}
+        return {path: run.var for path, run in runs.items() if run is not None}
 
     def _run(self, mode: Mode) -> tuple[Run, Watch]:
         training = mode == "training"
@@ -248,28 +313,35 @@ class _Look:
         backward: frozenset[str] = frozenset()
         tracked: dict[str, int] = {}
         for number, batch in enumerate(self.batches):
-            watch.batch = number
+            watch.batch, watch.valid = number, valid_positions(batch)
             # Only the first batch has a backward pass, and by what it is told apart from the others: one is enough.
             differentiates = training and number == 0 and Need.BACKWARD in self.needs
-            phase = "forward"
+            backwards = False
             try:
-                with torch.set_grad_enabled(differentiates):
+                # As it is trained: forward passes may go by whether there are gradients.
+                with torch.set_grad_enabled(training):
                     output = self.feed.run(self.model, fresh(batch))
                     objective, is_loss = self._objective(output, batch)
                     if differentiates:
-                        between, phase = self._statistics(), "backward"
-                        self._backward(objective)
+                        between, backwards = self._statistics(), True
+                        run = replace(run, without_backward=self._backward(objective))
                         backward = _moved(between, self._statistics())
             except Exception as error:
-                layer, shape = watch.entered[-1] if watch.entered else (None, None)
-                if layer is None:
+                layer, shape = watch.raised(error)
+                if layer is None and isinstance(error, ArgumentError) and not error.layer:
+                    raise  # it says itself what does not fit
+                if layer is None and backwards and self.loss is None:
+                    # Not what the user would differentiate: the model may have no use for gradients.
+                    run, backward = replace(run, without_backward=said(error)), frozenset()
+                elif layer is None:
                     raise ArgumentError(
-                        f"the model raises in {mode} mode on batch {number}, in the {phase} pass: "
-                        f"{type(error).__name__}: {error}",
+                        f"the model raises in {mode} mode on batch {number}, in the "
+                        f"{'backward' if backwards else 'forward'} pass: {type(error).__name__}: {error}",
                         "give batches and a loss= that it can be trained with; forward= says how it is called.",
                     ) from error
-                run = replace(run, failure=Failure(error, number, layer, shape, phase == "backward"))
-                break
+                else:
+                    run = replace(run, failure=Failure(error, number, layer, shape, backwards))
+                    break
             if training and number == 0:
                 tracked = _counted(before, self._statistics())
             losses = (*run.losses, float(objective.detach())) if is_loss and objective is not None else run.losses
@@ -281,6 +353,7 @@ class _Look:
                 outputs=run.outputs or tuple(tuple(each.shape) for each in tensors),
                 losses=losses,
             )
+            del output, objective  # with all that they keep for a backward pass, before the next batch needs the memory
         return (
             replace(
                 run,
@@ -308,20 +381,18 @@ class _Look:
         # Without a loss any direction will do, but the sum of a norm's outputs has no gradient at its input.
         return (sum(_projected(each) for each in floats) if floats else None), False  # type: ignore[return-value]
 
-    def _backward(self, objective: Tensor | None) -> None:
-        if objective is None or not objective.requires_grad:
-            return
+    def _backward(self, objective: Tensor | None) -> str:
+        """Why there is none; empty where there is one."""
+        if objective is None:
+            return "the output holds no tensor of floating-point numbers"
+        if not objective.requires_grad:
+            return "nothing in the output needs a gradient"
         self.keeping.without_gradients()
         objective.backward()
+        return ""
 
     def _statistics(self) -> dict[str, tuple[Tensor | None, ...]]:
-        return {
-            path: tuple(
-                None if each is None else each.detach().clone()
-                for each in (module.running_mean, module.running_var, module.num_batches_tracked)
-            )
-            for path, module in self.norms
-        }
+        return {path: buffers_of(module) for path, module in self.norms}
 
     def _masks(self) -> dict[str, float]:
         found: dict[str, list[Tensor]] = {}
@@ -351,7 +422,7 @@ class _Look:
                 with seeded():
                     output = self.feed.run(self.model, given)
                 tensors = [each for each in tree_leaves(_plain(output)) if isinstance(each, Tensor)]
-                rows = [each[0].double() for each in tensors if each.dim() and each.shape[0] == count]
+                rows = [each[0] for each in tensors if each.dim() and each.shape[0] == count]
                 seen = {path: each.first_sample for path, each in watch.watched.items()}
                 results.append((rows, seen))
                 for each in watch.watched.values():
@@ -379,10 +450,13 @@ _ROUNDING = 1e-4
 
 
 def _relative(one: Tensor, other: Tensor) -> float:
+    """The largest difference, over the largest absolute value; infinite where only one of two values is finite."""
     if one.shape != other.shape or not one.numel():
         return 0.0
-    difference = (one.double() - other.double()).abs().nan_to_num().max()
-    return float(difference / one.double().abs().nan_to_num().max().clamp(min=1e-12))
+    one, other = (each.to(torch.complex128 if each.is_complex() else torch.float64) for each in (one, other))
+    equal = (one == other) | (one.isnan() & other.isnan())
+    difference = torch.where(equal, 0.0, (one - other).abs().nan_to_num(torch.inf, torch.inf)).max()
+    return float(difference / one.abs().nan_to_num(0.0, 0.0).max().clamp(min=1e-12))
 
 
 def _projected(tensor: Tensor) -> Tensor:
@@ -391,8 +465,19 @@ def _projected(tensor: Tensor) -> Tensor:
     return (tensor * directions).sum() / max(tensor.shape[0] if tensor.dim() else 1, 1)
 
 
+def _is_fed_by_dropout(norm: torch.nn.Module, graph: Graph) -> bool:
+    return any(dropouts_before(call) for call in graph.calls_of(norm))
+
+
 def _plain(output: object) -> object:
-    return dict(output) if isinstance(output, Mapping) else output
+    """With dictionaries, lists and tuples in place of classes that torch does not look into."""
+    if isinstance(output, Mapping):
+        return {key: _plain(value) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [_plain(value) for value in output]
+    if is_dataclass(output) and not isinstance(output, type):
+        return {key: _plain(value) for key, value in vars(output).items()}
+    return output
 
 
 def _first_shape(batch: Any) -> tuple[int, ...] | None:
@@ -402,16 +487,9 @@ def _first_shape(batch: Any) -> tuple[int, ...] | None:
 
 
 def _moved(
-    before: Mapping[str, Sequence[Tensor | None]], after: Mapping[str, Sequence[Tensor | None]]
+    before: Mapping[str, tuple[Tensor | None, ...]], after: Mapping[str, tuple[Tensor | None, ...]]
 ) -> frozenset[str]:
-    return frozenset(
-        path
-        for path, tensors in before.items()
-        if any(
-            one is not None and other is not None and not torch.equal(one.nan_to_num(), other.nan_to_num())
-            for one, other in zip(tensors, after[path], strict=True)
-        )
-    )
+    return frozenset(path for path, tensors in before.items() if differ(tensors, after[path]))
 
 
 def _counted(

@@ -17,7 +17,7 @@ from .collect import MAX_BATCHES, Loss, collect, of_tensors, static
 from .diagnosis import Diagnosis
 from .evidence import Evidence, Settings
 from .finding import SEVERITIES, Finding, Subject
-from .ranks import together
+from .ranks import Accord, together
 from .registry import select as select_rules
 from .rule import Need, Rule
 
@@ -25,7 +25,7 @@ __all__ = ["diagnose"]
 
 
 def diagnose(
-    model: torch.nn.Module | Mapping[str, Tensor],
+    model: torch.nn.Module | torch.export.ExportedProgram | Mapping[str, Tensor],
     *,
     batches: Iterable[Any] | Tensor | None = None,
     loss: Loss | None = None,
@@ -47,7 +47,7 @@ def diagnose(
 
     Args:
         model: A module, or the tensors of a checkpoint by their names (a ``state_dict``): then rules that need the
-            module are skipped.
+            module are skipped. Of a program of ``torch.export`` or a scripted module only the graph can be looked at.
         batches: Yields tensors, (input, target) pairs or dicts of keywords; or one tensor.
         loss: Called as ``loss(output, target)``, for the backward pass; without it (and without a ``loss`` in the
             output) the outputs' sum along fixed random directions is differentiated.
@@ -74,6 +74,8 @@ def diagnose(
         ...     print(finding.layer, finding.severity, finding.rule, finding.name)
         1 warning BN011 inverted-momentum
     """
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module(check_guards=False)
     rules = select_rules(select, ignore)
     ignored = {
         pattern: {rule.code for rule in select_rules(codes)} for pattern, codes in (per_layer_ignores or {}).items()
@@ -85,14 +87,16 @@ def diagnose(
 
     def look(first: bool = True) -> Diagnosis:
         if isinstance(model, Mapping):
-            state = dict(model) if first else subject.state or {}
+            # Mends replace tensors in the dictionary itself, where it is one.
+            own = model if isinstance(model, dict) else dict(model)
+            state = own if first else subject.state or {}
             evidence = of_tensors(state, settings)
             return _diagnosed(rules, ignored, evidence, Subject(state=state) if first else subject)
         needs = frozenset(need for rule in rules for need in (*rule.needs, *rule.uses))
         paths = [(layer.path, layer.channels) for layer in static(unwrapped(model))] if _is_module(model) else []
         evidence, ranks = together(
             paths,
-            lambda: collect(
+            lambda agreed: collect(
                 model,
                 batches=batches,
                 loss=loss,
@@ -101,10 +105,12 @@ def diagnose(
                 max_batches=max_batches,
                 settings=settings,
                 needs=needs,
+                agreed=agreed,
             ),
         )
         given = Subject(evidence.model, None, optimizer, None if once else batches, forward)
-        return _diagnosed(rules, ignored, replace(evidence, ranks=ranks), given)
+        evidence = replace(evidence, ranks=ranks)
+        return Accord(ranks is not None).step(lambda: _diagnosed(rules, ignored, evidence, given))
 
     done = look()
     subject = done._subject
@@ -136,23 +142,25 @@ def _diagnosed(
 
 
 def _there(need: Need, evidence: Evidence) -> bool:
-    match need:
-        case Need.MODEL:
-            return evidence.model is not None
-        case Need.OPTIMIZER:
-            return evidence.optimizer is not None
-        case Need.GRAPH:
-            return evidence.graph is not None
-        case Need.BATCHES | Need.BACKWARD:
-            return evidence.training is not None
-        case Need.RANKS:
-            return evidence.ranks is not None
+    there = {
+        Need.MODEL: evidence.model is not None,
+        Need.OPTIMIZER: evidence.optimizer is not None,
+        Need.GRAPH: evidence.graph is not None,
+        Need.BATCHES: evidence.training is not None,
+        Need.BACKWARD: evidence.training is not None and not evidence.training.without_backward,
+        Need.DEPLOYMENT: evidence.deployed is not None,
+        Need.RANKS: evidence.ranks is not None,
+    }
+    return there[need]
 
 
 def _reason(missing: Sequence[Need], evidence: Evidence) -> str:
-    for need in (Need.MODEL, Need.BATCHES, Need.BACKWARD):
-        if need in missing and not _there(need, evidence):
+    for need in (Need.MODEL, Need.BATCHES):
+        if need in missing:
             return need.value
+    if Need.BACKWARD in missing:
+        why = evidence.training.without_backward if evidence.training else Need.BATCHES.value
+        return f"{Need.BACKWARD.value}: {why}"
     if Need.GRAPH in missing:
         if evidence.model is None:
             return Need.MODEL.value
@@ -166,9 +174,10 @@ def _explain_failures(evidence: Evidence, findings: Sequence[Finding]) -> None:
         if run is None or run.failure is None:
             continue
         failure = run.failure
+        where = failure.layer or "the model itself"
         if not any(each.severity == "error" and each.layer == failure.layer for each in findings):
             raise ArgumentError(
-                f"the model raises in {run.mode} mode on batch {failure.batch}, at {failure.layer} with input of shape "
+                f"the model raises in {run.mode} mode on batch {failure.batch}, at {where} with input of shape "
                 f"{failure.shape}: {type(failure.error).__name__}: {failure.error}",
                 "mend that first, or give batches that it takes.",
             ) from failure.error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..errors import BatchNormError
 from .evidence import Evidence
 from .finding import SEVERITIES, Finding, Fix, Severity, Subject
 from .keeping import Keeping
+from .ranks import Accord
 from .rule import Rule
 
 __all__ = ["Diagnosis", "FixError"]
@@ -53,7 +55,8 @@ class Diagnosis:
         """Makes the safe mends, in place: all of them, or, where one raises or does not help, none.
 
         Afterwards the model is looked at once more, as it was before; where a mended finding is there again, everything
-        is put back. (Not where the batches cannot be iterated twice: then the mends are trusted.)
+        is put back. (Not where the batches cannot be iterated twice: then the mends are trusted.) Of several processes
+        each calls this, and where it fails on one it fails on all.
 
         Returns:
             The findings that are mended.
@@ -61,18 +64,19 @@ class Diagnosis:
         Raises:
             FixError: A mend raised or did not help; model, optimizer and statistics are as they were. On any other
                 exception, an interrupt too, they are so as well.
+            RankError: That happened on another process.
         """
         chosen = {each.fix.key or id(each): each.fix for each in self.findings if each.fix is not None}
         mended = tuple(each for each in self.findings if each.fix is not None)
-        if not mended:
+        accord = Accord(self.evidence.ranks is not None)
+        if not accord.any(bool(mended)):
             return ()
         subject = self._subject
         keeping = None if subject.model is None else Keeping(subject.model, subject.optimizer)
         state = dict(subject.state) if subject.state is not None else None
         try:
-            for fix in chosen.values():
-                _apply(fix, subject)
-            self._check(mended)
+            _apply_all(chosen, subject, accord)
+            self._check(mended, accord)
         except BaseException:
             try:
                 _undo(keeping, subject, state)
@@ -82,16 +86,20 @@ class Diagnosis:
             raise
         return mended
 
-    def _check(self, mended: Sequence[Finding]) -> None:
+    def _check(self, mended: Sequence[Finding], accord: Accord) -> None:
         if self._again is None:
             return
         still = {(each.rule, each.layer) for each in self._again().findings}
-        left = [each for each in mended if (each.rule, each.layer) in still]
-        if left:
-            raise FixError(
-                f"mended, and found again: {'; '.join(f'{each.rule} at {each.layer}' for each in left)}.",
-                "this is a fault of the rule: mend it by hand, as its finding says, and tell us.",
-            )
+
+        def none_left() -> None:
+            left = [each for each in mended if (each.rule, each.layer) in still]
+            if left:
+                raise FixError(
+                    f"mended, and found again: {'; '.join(f'{each.rule} at {each.layer}' for each in left)}.",
+                    "this is a fault of the rule: mend it by hand, as its finding says, and tell us.",
+                )
+
+        accord.step(none_left)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, by the schema in the docs (doctor.md)."""
@@ -109,7 +117,7 @@ class Diagnosis:
         """Writes the X-ray page: one file, with everything in it.
 
         Raises:
-            ModuleNotFoundError: plotly or latex2mathml, which make the page, are not installed.
+            ModuleNotFoundError: plotly, which draws the charts, is not installed.
         """
         from .xray import write  # noqa: PLC0415
 
@@ -119,6 +127,26 @@ class Diagnosis:
         from .as_text import as_text  # noqa: PLC0415
 
         return as_text(self)
+
+
+def _apply_all(chosen: Mapping[str | int, Fix], subject: Subject, accord: Accord) -> None:
+    """First those of one layer, then those of the whole model, which need what the others have mended."""
+    shared = sorted(key for key in chosen if isinstance(key, str))
+    if not accord.same(shared):
+        # They may exchange numbers, for which the others would wait.
+        raise FixError(
+            f"the ranks need different mends of the whole model (this one: {', '.join(shared) or 'none'}).",
+            "diagnose with select= what all ranks have, and mend the rest by hand.",
+        )
+
+    def each_for_itself() -> None:
+        for key, fix in chosen.items():
+            if not isinstance(key, str):
+                _apply(fix, subject)
+
+    accord.step(each_for_itself)
+    for key in shared:
+        accord.step(partial(_apply, chosen[key], subject))
 
 
 def _apply(fix: Fix, subject: Subject) -> None:

@@ -56,27 +56,35 @@ class Loader:
         samples: Of the data set; None where it does not say.
         drop_last: Whether the rest is left out.
         last: Samples of the last batch; None where they cannot be known.
+        shuffled: Whether it draws the samples in another order each time, as loaders for training do.
     """
 
     batch_size: int | None
     samples: int | None
     drop_last: bool
     last: int | None
+    shuffled: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class Padding:
-    """Positions at the end of the samples of (N, C, L) input that all hold the same values: padding, by its looks.
+    """Positions of (N, C, L) input that are padding: by the batch's mask, or by their looks.
+
+    They look so at the end of a sample where its positions hold the same values.
 
     Attributes:
-        share: Of all positions, those that look so (a stretch of one position does not count).
+        share: Of all positions, those that are (a stretch of one position does not count).
         mean_shift: How far the mean moves if they are left out: the largest over channels, in standard deviations.
         variance_ratio: The variance with them over that without: the value farthest from 1.
+        samples: How many samples have some.
+        by_mask: Whether a mask that came with the batch says so.
     """
 
     share: float
     mean_shift: float
     variance_ratio: float
+    samples: int = 0
+    by_mask: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +105,7 @@ class NormCall:
         masked: Whether a mask was given.
         same_input: Whether an earlier call of the layer in the same pass had the same tensor as input.
         padding: What looks like padding in its input; None where nothing does.
+        domain: Of a layer with statistics for each of several domains, the one whose statistics it moved or used.
     """
 
     batch: int
@@ -112,6 +121,7 @@ class NormCall:
     masked: bool
     same_input: bool
     padding: Padding | None = None
+    domain: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +138,9 @@ class LayerRun:
         output: Of a sample of the output's values.
         output_mean: Of the output, (C,) float64, of the first batch.
         output_var: Likewise.
+        activated: What the layer's own activation is given, with a residual, in the same sample; None where it has none.
+        output_high: The largest output of each channel, of all batches; None where outputs have another shape.
+        output_far: Of each channel's outputs, the share beyond ±4, in the same sample as the histograms'; likewise.
     """
 
     calls: tuple[NormCall, ...]
@@ -139,6 +152,9 @@ class LayerRun:
     output: Histogram
     output_mean: Tensor | None = None
     output_var: Tensor | None = None
+    activated: Histogram | None = None
+    output_high: Tensor | None = None
+    output_far: Tensor | None = None
 
     @property
     def first_step(self) -> tuple[NormCall, ...]:
@@ -184,6 +200,8 @@ class Layer:
         in_training: What it did in training mode; None where no batch reached it, or none was run.
         in_evaluation: In evaluation mode.
         gradient: None where there was no backward pass, or it did not reach the layer.
+        without_dropout: The variance of its input, (C,) float64, over the same batches in training mode with dropout
+            turned off; None where the graph has no dropout that feeds it.
     """
 
     path: str
@@ -201,6 +219,7 @@ class Layer:
     in_training: LayerRun | None = None
     in_evaluation: LayerRun | None = None
     gradient: Gradient | None = None
+    without_dropout: Tensor | None = None
 
     @property
     def channels(self) -> int:
@@ -264,6 +283,7 @@ class Run:
         masks: For each mask that comes with the batches (a dict's entry with "mask" in its name), the share of
             positions that it excludes.
         failure: What ended it; None where nothing did.
+        without_backward: Why there was no backward pass, where one was wanted; empty where there was one.
     """
 
     mode: Mode
@@ -277,6 +297,7 @@ class Run:
     losses: tuple[float, ...] = ()
     masks: Mapping[str, float] = field(default_factory=dict)
     failure: Failure | None = None
+    without_backward: str = ""
 
 
 @dataclass(frozen=True)
@@ -302,10 +323,11 @@ class Ranks:
         rank: This process' number.
         size: How many there are.
         mean_difference: By path, the largest difference between the running means of any rank and those of rank 0,
-            in standard deviations of rank 0.
-        variance_ratio: By path, of the running variances: the value farthest from 1.
+            in standard deviations of rank 0 (as the layer divides: with eps); infinite where one is not finite.
+        variance_ratio: By path, of the running variances with eps: the value farthest from 1.
         counts: By path, ``num_batches_tracked`` of each rank.
         values: By path, the values of a channel in the first training call on each rank; 0 where there was none.
+        samples: By path, the samples of that call.
     """
 
     rank: int
@@ -314,6 +336,7 @@ class Ranks:
     variance_ratio: Mapping[str, float]
     counts: Mapping[str, tuple[int, ...]]
     values: Mapping[str, tuple[int, ...]]
+    samples: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,6 +348,8 @@ class Evidence:
         layers: Its batch norms, in the order in which they were called where batches were run, else that of the model.
         graph: What feeds what in training mode; None where it was not asked for or could not be traced.
         graph_failure: Why not.
+        deployed: What feeds what in evaluation mode; None where the model was not given in that mode as a whole, or
+            came with an optimizer or a loss, or does not trace whole.
         optimizer: As given; rules read ``param_groups``.
         loader: What the batches' loader says; None for other iterables.
         training: The batches in training mode; None where there were none.
@@ -338,6 +363,7 @@ class Evidence:
     layers: Sequence[Layer]
     graph: Graph | None = None
     graph_failure: str = ""
+    deployed: Graph | None = None
     optimizer: torch.optim.Optimizer | None = None
     loader: Loader | None = None
     training: Run | None = None

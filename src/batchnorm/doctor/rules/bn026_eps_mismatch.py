@@ -1,0 +1,136 @@
+"""eps-mismatch: eps is not that of the framework the weights come from, and a variance is small enough to show it.
+
+## What it does
+
+With `weights_from=`, compares the eps of every norm with the default of that framework.
+
+## Why it is bad
+
+Weights that are ported come with the eps that they were trained with, which no checkpoint holds. Where a running
+variance is not much larger than eps, another eps scales the channel: the network still works, a little worse in every
+layer, and the ported output never matches.
+
+| framework | eps |
+|---|---|
+| torch, flax, haiku, caffe, paddle | 1e-5 |
+| chainer | 2e-5 |
+| keras, tensorflow | 1e-3 |
+
+## Evidence
+
+eps, and by how much the scale of a channel changes with the framework's, √((variance + eps) / (variance + its eps)):
+the largest over the channels whose gamma is not 0, over 1%.
+
+## Example
+
+    >>> import torch, batchnorm
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8))
+    >>> _ = model[1].running_var.fill_(0.01)
+    >>> diagnosis = batchnorm.diagnose(model, select=["BN026"], weights_from="keras")
+    >>> for finding in diagnosis.findings:
+    ...     print(finding)
+    1: warning BN026 eps-mismatch: eps is 1e-05, that of keras is 0.001: a channel's scale is off by 4.61%.
+
+## Use instead
+
+    >>> _ = diagnosis.fix()
+    >>> model[1].eps
+    0.001
+
+## Fix safety
+
+Safe where `weights_from` is true: the framework's eps takes its place, and nothing else changes. A network that was
+built with an eps of its own there has to be given that one by hand.
+
+## References
+
+- [gzuidhof/nn-transfer#3](https://github.com/gzuidhof/nn-transfer/issues/3)
+- The defaults: tf.keras.layers.BatchNormalization (epsilon), flax.linen.BatchNorm (epsilon), haiku.BatchNorm (eps),
+  BatchNormParameter in caffe.proto (eps), paddle.nn.BatchNorm2D (epsilon),
+  chainer.links.BatchNormalization (eps)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ...errors import ArgumentError
+from ..evidence import Evidence, Layer
+from ..finding import Finding, Fix, Measurement, Subject
+from ..rule import Need, Rule
+
+MOST = 0.01
+EPS = {
+    "torch": 1e-5,
+    "keras": 1e-3,
+    "tensorflow": 1e-3,
+    "flax": 1e-5,
+    "haiku": 1e-5,
+    "caffe": 1e-5,
+    "paddle": 1e-5,
+    "chainer": 2e-5,
+}
+
+
+class EpsMismatch(Rule):
+    """See the file's docstring."""
+
+    code = "BN026"
+    name = "eps-mismatch"
+    severity = "warning"
+    needs = frozenset({Need.MODEL})
+
+    def check(self, evidence: Evidence) -> Iterator[Finding]:
+        """One finding a layer.
+
+        Raises:
+            ArgumentError: A framework that is not known.
+        """
+        framework = evidence.settings.weights_from
+        if framework is None:
+            return
+        if framework not in EPS:
+            raise ArgumentError(
+                f"weights_from={framework!r} is not known.", f"one of {', '.join(EPS)}; or leave it out, and set eps."
+            )
+        eps = EPS[framework]
+        for layer in evidence.layers:
+            off = _off(layer, eps)
+            if off is None or off <= MOST:
+                continue
+            yield self.found(
+                layer,
+                f"eps is {layer.eps:g}, that of {framework} is {eps:g}: a channel's scale is off by {off:.2%}.",
+                {
+                    "eps": Measurement(float(layer.eps or 0.0), eps, "equal to"),
+                    "change of a channel's scale": Measurement(100 * off, 100 * MOST, unit="%"),
+                },
+                f'model.get_submodule("{layer.path}").eps = {eps:g}',
+                fix=Fix(f"sets eps to {eps:g}", _set(layer, eps)),
+            )
+
+
+def _off(layer: Layer, eps: float) -> float | None:
+    """How much the scale of a channel changes, at most; None where there is no telling."""
+    var, weight = layer.values("running_var"), layer.values("weight")
+    if var is None or layer.eps is None:
+        return None
+    counts = np.isfinite(var) & (var >= 0)
+    if weight is not None and len(weight) == len(var):
+        counts &= weight != 0
+    if layer.eps == eps or not counts.any():
+        return None
+    return float(np.abs(np.sqrt((var[counts] + layer.eps) / (var[counts] + eps)) - 1).max())
+
+
+def _set(layer: Layer, eps: float) -> Callable[[Subject], None]:
+    def apply(_: Subject) -> None:
+        assert layer.module is not None
+        layer.module.eps = eps
+
+    return apply
+
+
+RULE = EpsMismatch()
