@@ -41,6 +41,7 @@ from .optim import parameter_groups
 
 if TYPE_CHECKING:
     from .doctor import Diagnosis, Finding, diagnose
+    from .monitoring import monitor
     from .population import accumulate_statistics, adapt, freeze, recalibrate, synchronize, unfreeze
     from .surgery import convert, fold, fuse
 
@@ -87,6 +88,7 @@ __all__ = [
     "functional",
     "fuse",
     "lean",
+    "monitor",
     "nn",
     "ops",
     "parameter_groups",
@@ -98,6 +100,7 @@ __all__ = [
 # What works on whole models is imported when it is first used: `import batchnorm` stays quick.
 _LATER: dict[str, tuple[str, ...]] = {
     "doctor": ("Diagnosis", "Finding", "diagnose"),
+    "monitoring": ("monitor",),
     "population": ("accumulate_statistics", "adapt", "freeze", "recalibrate", "synchronize", "unfreeze"),
     "surgery": ("convert", "fold", "fuse"),
 }

@@ -6,6 +6,9 @@ from batchnorm.report import (
     Code,
     Contours,
     Curves,
+    Entries,
+    Entry,
+    Fold,
     Formula,
     Heading,
     Intervals,
@@ -14,6 +17,7 @@ from batchnorm.report import (
     Row,
     Section,
     Series,
+    Small,
     Table,
     render,
 )
@@ -47,11 +51,27 @@ def charts(name: str) -> list[Curves | Intervals | Contours]:
     ]
 
 
+def entries(name: str) -> Entries:
+    """A list of two, one of them marked, with every kind of small picture."""
+    kinds = [
+        Series("", [0, 1, 2, 3], [0, 1, 3, 0], 1, shape="step", fill=True),
+        Series("", [0, 1, 2, 3], [0, 2, 1, 0], 2, shape="step", dash="dash"),
+        Series("", [0, 3], [1, 1], 0, dash="dot"),
+        Series("", [0.5, math.nan, 9], [1, 1, math.inf], 3, line=False),
+        Series("", [0, 1, 2, 3], [1, math.nan, 2, 1], 4),
+    ]
+    drawn = Small(name, name, kinds, (0, 3), (0, 3), (name, name), (name, name), name, (name, name))
+    both = (drawn, Small(name, name, empty=name))
+    one = Entry(name, "entry-1", name, ((name, "bad"), (name, "")), both, name, (name,), True, name)
+    return Entries([one, Entry(name, "entry-2", pictures=both)], only=name)
+
+
 def page(name: str) -> str:
     """A page that shows all there is, with one text everywhere."""
     drawn = charts(name)
     table = Table((name, "verdict", "long"), [(name, name, LONG)], ["good"], ["one"])
     blocks = (name, (name, name), (name, name), name, Heading(name, "heading"), Formula(FORMULA), table, *drawn)
     more = (Panels(name, [drawn[1], drawn[4]], note=name), Code(name), Link(name, "one"))
+    more += (Heading(name, "marked", ((name, "open"),)), Fold(name, (name, Code(name))), entries(name))
     sections = [Section(name, "one", name, "good", blocks), Section(name, "two", name, "bad", more), Section(name)]
     return render(name, name, sections, footer=name)

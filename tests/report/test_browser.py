@@ -1,7 +1,6 @@
 """The page in a real browser, headless and without a network."""
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,45 +8,10 @@ from typing import Any
 import pytest
 
 from batchnorm.report import Curves, Formula, Panels, Section, Series, render
+from report.browser import ARGUMENTS, BROWSER, CONTRASTS, SIDEWAYS, Visit, needs_browser, sync_api
 from report.samples import EVIL, LONG, charts, page
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
-
-pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"needs a browser: one of {', '.join(BROWSERS)}")
-
-# Text as it is drawn, with the colour of the ground it stands on.
-CONTRASTS = """() => {
-  const channel = (value) => (value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-  const light = (parts) => 0.2126 * channel(parts[0]) + 0.7152 * channel(parts[1]) + 0.0722 * channel(parts[2]);
-  const parts = (color) => color.match(/[0-9.]+/g).map(Number);
-  const ground = (element) => {
-    for (; element; element = element.parentElement) {
-      const own = parts(getComputedStyle(element).backgroundColor);
-      if (own.length < 4 || own[3] > 0) return own;
-    }
-    return [255, 255, 255];
-  };
-  const texts = "h1, h2, h3, p, dt, dd, td, th, a, .badge, math, figcaption, footer, nav span, nav i";
-  const drawn = ".chart text";
-  const lines = ".scatterlayer .js-line";
-  const found = [];
-  const look = (selector, property, least) => document.querySelectorAll(selector).forEach((element) => {
-    const color = getComputedStyle(element)[property];
-    if (color === "none" || !element.getClientRects().length || color.startsWith("url")) return;
-    const [one, two] = [light(parts(color)), light(ground(element))];
-    const contrast = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
-    if (contrast < least) found.push(`${selector} ${color}: ${contrast.toFixed(2)} ${element.textContent}`);
-  });
-  look(texts, "color", 4.5);
-  look(drawn, "fill", 4.5);
-  look(lines, "stroke", 3);
-  return found;
-}"""
-
-SIDEWAYS = "() => [document.documentElement.scrollWidth, window.innerWidth]"
+pytestmark = needs_browser
 
 # Numbers of axes that touch each other, or that the chart's edge cuts.
 CROWDED = """() => [...document.querySelectorAll(".chart")].flatMap((chart) => {
@@ -116,33 +80,6 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "page.html"
     path.write_text(page("a name"), "utf-8")
     return path
-
-
-class Visit:
-    """A page that is open, and all that it complained of or asked for."""
-
-    def __init__(self, browser: Any, path: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        self.view = self.context.new_page()
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.view.on("console", lambda message: self.complaints.append(message.text))
-        self.view.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.view.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-        self.view.on("request", lambda request: self.requests.append(request.url))
-        self.view.goto(path.as_uri())
-
-    def __enter__(self) -> "Visit":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.context.close()
-
-    def read_through(self) -> None:
-        """Brings every chart to the screen once, as a reader does."""
-        for chart in self.view.query_selector_all(".chart"):
-            chart.scroll_into_view_if_needed()
-            chart.wait_for_selector("svg.main-svg", state="attached", timeout=5000)
 
 
 @pytest.fixture(scope="module", params=[EVIL, LONG], ids=["evil", "long"])

@@ -1,33 +1,14 @@
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from batchnorm.report import Curves, Panels, Section, Series, Table, render
+from report.loads import Loads
 from report.samples import EVIL, charts, page
-
-
-class _Loads(HTMLParser):
-    """Collects what the page's elements refer to, and the elements themselves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag not in ("img", "iframe", "object", "embed", "video", "audio", "base")
-        assert not [name for name, _ in attrs if name.startswith("on")]
-        self.found |= {value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")}
-
-    @classmethod
-    def of(cls, text: str) -> set[str]:
-        parser = cls()
-        parser.feed(text)
-        return parser.found
 
 
 def _charts(text: str) -> list[Any]:
@@ -44,7 +25,7 @@ def test_all_text_is_escaped_and_nothing_is_fetched() -> None:
     assert own.count("<script") == 4
     assert own.count("</script>") == 4
     assert "<img" not in own
-    assert _Loads.of(own) == {"data:,", "#one", "#two", "#start"}
+    assert Loads.of(own) == {"data:,", "#one", "#two", "#start"}
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", own)
 
 

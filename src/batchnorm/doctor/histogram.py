@@ -39,7 +39,7 @@ class Histogram:
 
     def add(self, values: Tensor) -> None:
         """Counts these too."""
-        values = values.detach().to("cpu", torch.float32).flatten()
+        values = values.detach().to("cpu", torch.float64).flatten()
         below, above, other = (int(each.sum()) for each in (values < self.low, values > self.high, values.isnan()))
         self.below, self.above, self.other = self.below + below, self.above + above, self.other + other
         # histc leaves out what lies outside, and NaN: but it raises where something is not finite.

@@ -23,6 +23,7 @@ class Need(Enum):
     GRAPH = "what feeds what is not known"
     BATCHES = "no batches were given (batches=)"
     BACKWARD = "no backward pass was run"
+    DEPLOYMENT = "the model is not given as it is deployed: in evaluation mode, without optimizer and loss"
     RANKS = "this is not one of several processes (torch.distributed)"
 
 

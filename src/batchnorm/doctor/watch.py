@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..activation import IDENTITY
 from ..nn._base import Norm
+from ..nn.domain import DomainNorm
 from ..ops.running import is_recomputation
 from ..population.pool import Pool
-from .evidence import Gradient, LayerRun, NormCall, Padding
+from ..surgery.kinds import activation_of
+from .evidence import Gradient, LayerRun, NormCall
 from .histogram import Histogram
+from .keeping import same_bits
+from .padding import padding_of
 
-__all__ = ["Watch", "Watched"]
+__all__ = ["Watch", "Watched", "buffers_of", "differ"]
 
-# Histograms are of so many values a call, drawn at random: enough for a share to within half a percent.
-_SAMPLED = 2**15
+# Histograms are of so many values a call, drawn at random: enough for a share to within a percent.
+_SAMPLED = 2**13
 # Half-open ranges that a healthy norm fills: standardised values, and outputs by their distance from 0.
 _STANDARDIZED, _OUTPUT, _BINS = 6.0, 12.0, 96
+# Where sigmoid has 7% of its greatest slope left, and tanh 0.1%.
+_FAR = 4.0
+
+
+class _Given(NamedTuple):
+    """What a norm is called with: its input, the mask as (N, *spatial), and what it adds before its activation."""
+
+    input: Tensor
+    mask: Tensor | None
+    residual: Tensor | None
 
 
 class Watched:
@@ -34,19 +50,27 @@ class Watched:
         self.input: Histogram | None = None
         self.standardized = Histogram(-_STANDARDIZED, _STANDARDIZED, _BINS)
         self.output = Histogram(-_OUTPUT, _OUTPUT, 2 * _BINS)
+        own = Histogram(-_OUTPUT, _OUTPUT, 2 * _BINS)
+        self.activated = None if activation_of(layer) == IDENTITY else own
         self.output_moments: tuple[Tensor, Tensor] | None = None
+        self.output_high: Tensor | None = None
+        # Of each channel's sampled outputs: how many, and how many of them are far from 0.
+        self.sampled, self.far = (torch.zeros(layer.num_features, dtype=torch.int64) for _ in range(2))
         # Squares of gradients and how many they are: of the output and of the input.
         self.squares: dict[str, tuple[float, int]] = {}
         self.first_sample: list[Tensor] = []
         forward = type(layer).forward
         self._names = list(inspect.signature(forward).parameters)[1:]
 
-    def called_with(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-        """Input and mask of a call."""
+    def called_with(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> _Given | None:
+        """What a call is given; None where its input is no tensor."""
         given = {**dict(zip(self._names, arguments, strict=False)), **keywords}
-        input = arguments[0] if arguments else next(iter(keywords.values()), None)
+        input = arguments[0] if arguments else given.get(self._names[0]) if self._names else None
         mask = given.get("mask") if isinstance(self.layer, Norm) else None
-        return input if isinstance(input, Tensor) else None, mask
+        if not isinstance(input, Tensor):
+            return None
+        mask = mask.squeeze(1) if isinstance(mask, Tensor) and mask.dim() == input.dim() else mask
+        return _Given(input, mask, given.get("residual") if isinstance(self.layer, Norm) else None)
 
     def run(self) -> LayerRun | None:
         """What was seen; None where nothing was."""
@@ -63,6 +87,9 @@ class Watched:
             self.output,
             mean,
             var,
+            activated=self.activated,
+            output_high=self.output_high,
+            output_far=None if self.output_high is None else self.far.double() / self.sampled.clamp(min=1),
         )
 
     def gradient(self) -> Gradient:
@@ -70,7 +97,7 @@ class Watched:
         rms = {name: (total / count) ** 0.5 for name, (total, count) in self.squares.items() if count}
         for name in ("weight", "bias"):
             parameter = getattr(self.layer, name, None)
-            gradient = None if parameter is None else parameter.grad
+            gradient = parameter.grad if parameter is not None and parameter.is_leaf else None
             if gradient is not None and gradient.numel():
                 rms[name] = float(gradient.detach().to(torch.float64).square().mean().sqrt())
         return Gradient(**rms)
@@ -84,18 +111,20 @@ class Watch:
 
     Attributes:
         batch: Which batch runs.
+        valid: Which of its positions are no padding (:func:`valid_positions`).
         records: Whether calls are recorded; else only ``first_sample`` is kept.
         order: Paths by their first call.
-        entered: Norms that were called and have not returned yet, with the shape of their input.
     """
 
     def __init__(self, layers: Sequence[tuple[str, _NormBase]]) -> None:
         self.layers = layers
         self.watched = {path: Watched(path, layer) for path, layer in layers}
         self.batch, self.records = 0, True
+        self.valid: Tensor | None = None
         self.order: dict[str, None] = {}
-        self.entered: list[tuple[str, tuple[int, ...] | None]] = []
-        self._before: list[tuple[Tensor | None, ...]] = []
+        # Of the last call of each norm, the shape of its input, and the buffers before it.
+        self._shapes: dict[str, tuple[int, ...] | None] = {}
+        self._before: dict[str, tuple[Tensor | None, ...]] = {}
         self._draw = torch.Generator()
 
     def start(self) -> None:
@@ -108,30 +137,45 @@ class Watch:
         watched = self.watched[path]
 
         def enters(layer: _NormBase, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            input, _ = watched.called_with(arguments, keywords)
+            given = watched.called_with(arguments, keywords)
             self.order.setdefault(path)
-            self.entered.append((path, None if input is None else tuple(input.shape)))
-            self._before.append(_buffers(layer))
+            self._shapes[path] = None if given is None else tuple(given.input.shape)
+            self._before[path] = buffers_of(layer)
 
         return enters
+
+    def raised(self, error: BaseException) -> tuple[str | None, tuple[int, ...] | None]:
+        """The norm that an error was raised in, and the shape of that call's input; None where it was elsewhere."""
+        # By its traceback. That a norm did not return says little: checkpointing stops a recomputation by an exception
+        # as soon as it has what it needs, and that is in a norm as likely as not.
+        paths = {id(layer): path for path, layer in self.layers}
+        seen: set[int] = set()
+        while id(error) not in seen:
+            seen.add(id(error))
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                path = paths.get(id(frame.f_locals.get("self")))
+                if path is not None:
+                    return path, self._shapes.get(path)
+            error = error.__cause__ or error.__context__ or error
+        return None, None
 
     def _leaves(self, path: str) -> Any:
         watched = self.watched[path]
 
         def leaves(layer: _NormBase, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            self.entered.pop()
-            before = self._before.pop()
-            input, mask = watched.called_with(arguments, keywords)
-            if input is None or not isinstance(output, Tensor):
+            before = self._before[path]
+            given = watched.called_with(arguments, keywords)
+            if given is None or not isinstance(output, Tensor):
                 return
             with torch.no_grad():
                 if self.records:
-                    self._record(watched, layer, before, input, mask, output)
-                elif output.dim():
+                    self._record(watched, layer, before, given, output)
+                elif output.dim() and not is_recomputation():
                     watched.first_sample.append(output[:1].detach().clone())
-            if self.records and self.batch == 0 and not is_recomputation():
+            # In recomputations too: a reentrant checkpoint has no graph but that of these, and gradients come there.
+            if self.records and self.batch == 0:
                 _square(watched, "output", output)
-                _square(watched, "input", input)
+                _square(watched, "input", given.input)
 
         return leaves
 
@@ -140,11 +184,11 @@ class Watch:
         watched: Watched,
         layer: _NormBase,
         before: tuple[Tensor | None, ...],
-        input: Tensor,
-        mask: Tensor | None,
+        given: _Given,
         output: Tensor,
     ) -> None:
         recomputed = is_recomputation()
+        input, mask, _ = given
         fits = input.dim() >= 2 and input.shape[1] == layer.num_features and input.is_floating_point()
         if fits:
             count, mean, var = _moments(input, mask)
@@ -164,18 +208,21 @@ class Watch:
                 var=var,
                 nonfinite=0 if finite is None else int(finite.numel() - finite.sum()),
                 by_batch=by_batch,
-                moved=_differ(before, _buffers(layer)),
+                moved=differ(before, buffers_of(layer)),
                 recomputed=recomputed,
                 masked=mask is not None,
                 # By value: the memory of an input that is gone may be that of the next.
                 same_input=any(torch.equal(call.mean, mean) and torch.equal(call.var, var) for call in earlier),
-                padding=_padding(input, mean, var) if fits and mask is None and input.dim() == 3 else None,
+                padding=padding_of(input, mean, var, self.valid)
+                if fits and mask is None and input.dim() == 3
+                else None,
+                domain=layer.domain if isinstance(layer, DomainNorm) else None,
             )
         )
         if recomputed or not fits or not int(count):
             return
         watched.pool.add(count, mean, var)
-        self._count(watched, layer, input, mask, output, mean, var, by_batch)
+        self._count(watched, layer, given, output, mean, var, by_batch)
         if watched.output_moments is None and output.dim() >= 2:
             watched.output_moments = _moments(output, mask)[1:]
 
@@ -183,19 +230,19 @@ class Watch:
         self,
         watched: Watched,
         layer: _NormBase,
-        input: Tensor,
-        mask: Tensor | None,
+        given: _Given,
         output: Tensor,
         mean: Tensor,
         var: Tensor,
         by_batch: bool,
     ) -> None:
         """A sample of the values into the histograms."""
+        input, mask, residual = given
         places = torch.randint(input.numel(), (_SAMPLED,), generator=self._draw)
         if input.numel() <= _SAMPLED:
             places = torch.arange(input.numel())
         if mask is not None:
-            places = places[mask.expand_as(input[:, :1]).expand_as(input).take(places.to(mask.device)).cpu()]
+            places = places[mask.reshape(input[:, :1].shape).expand_as(input).take(places.to(mask.device)).cpu()]
         channels = places // max(input[0, 0].numel(), 1) % input.shape[1]
         values = input.detach().take(places.to(input.device)).cpu().double()
         if watched.input is None:
@@ -204,27 +251,49 @@ class Watch:
         if not by_batch:
             mean, var = layer.running_mean.cpu().double(), layer.running_var.cpu().double()  # type: ignore[union-attr]
         scale = (var + float(getattr(layer, "eps", 0.0))).rsqrt()
-        watched.standardized.add((values - mean[channels]) * scale[channels])
+        standardized = (values - mean[channels]) * scale[channels]
+        watched.standardized.add(standardized)
+        if watched.activated is not None:
+            for name, join in (("weight", torch.mul), ("bias", torch.add)):
+                parameter = getattr(layer, name, None)
+                if parameter is not None:
+                    standardized = join(standardized, parameter.detach().cpu().double()[channels])
+            if residual is not None:
+                standardized = standardized + residual.detach().take(places.to(residual.device)).cpu()
+            watched.activated.add(standardized)
         if output.shape == input.shape:
-            watched.output.add(output.detach().take(places.to(output.device)))
+            after = output.detach().take(places.to(output.device)).cpu()
+            watched.output.add(after)
+            watched.sampled += torch.bincount(channels, minlength=layer.num_features)
+            watched.far += torch.bincount(channels[after.abs() > _FAR], minlength=layer.num_features)
+            most = _highest(output.detach(), mask)
+            watched.output_high = most if watched.output_high is None else torch.maximum(watched.output_high, most)
 
 
 def _moments(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Count, mean and biased variance, in float64 on the CPU; computed in the values' own precision or float32."""
-    count, mean, var = torch.ops.batchnorm.moments(values.detach(), mask)
-    return count.cpu(), mean.cpu().double(), var.cpu().double()
+    count, mean, var = torch.ops.batchnorm.double_moments(values.detach(), mask)
+    return count.cpu(), mean.cpu(), var.cpu()
 
 
-def _buffers(layer: _NormBase) -> tuple[Tensor | None, ...]:
+def _highest(values: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None:
+        values = values.masked_fill(~mask.reshape(values[:, :1].shape), -torch.inf)
+    return values.amax([0, *range(2, values.dim())]).cpu().double()
+
+
+def buffers_of(layer: _NormBase) -> tuple[Tensor | None, ...]:
+    """Copies of what a norm's forward pass may move; None for what is not there."""
     return tuple(
         None if each is None else each.detach().clone()
         for each in (layer.running_mean, layer.running_var, layer.num_batches_tracked)
     )
 
 
-def _differ(before: tuple[Tensor | None, ...], after: tuple[Tensor | None, ...]) -> bool:
+def differ(before: tuple[Tensor | None, ...], after: tuple[Tensor | None, ...]) -> bool:
+    """Whether one of these is another than it was."""
     return any(
-        one is not None and other is not None and not torch.equal(one.nan_to_num(), other.nan_to_num())
+        one is not None and other is not None and not same_bits(one, other)
         for one, other in zip(before, after, strict=True)
     )
 
@@ -239,25 +308,6 @@ def _around(values: Tensor) -> Histogram:
     return Histogram(low - room, high + room, _BINS)
 
 
-def _padding(input: Tensor, mean: Tensor, var: Tensor) -> Padding | None:
-    """Stretches of equal positions at the samples' ends, of (N, C, L)."""
-    length = input.shape[2]
-    if length < 2 or not input.numel():
-        return None
-    same = (input == input[:, :, -1:]).all(dim=1)
-    tails = same.flip(1).to(torch.int64).cumprod(1).sum(1)
-    tails = torch.where(tails > 1, tails, torch.zeros_like(tails))
-    share = float(tails.sum()) / same.numel()
-    if not share or share == 1:
-        return None
-    kept = torch.arange(length, device=input.device) < (length - tails)[:, None]
-    _, mean_kept, var_kept = _moments(input, kept)
-    shift = (mean - mean_kept).abs() / var_kept.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
-    ratios = var / var_kept.clamp(min=torch.finfo(torch.float32).tiny)
-    farthest = ratios[ratios.clamp(min=1e-30).log().abs().argmax()]
-    return Padding(share, float(shift.max()), float(farthest))
-
-
 def _square(watched: Watched, name: str, tensor: Tensor) -> None:
     """Has the square of a tensor's gradient added up when it comes."""
     if not tensor.requires_grad:
@@ -265,7 +315,8 @@ def _square(watched: Watched, name: str, tensor: Tensor) -> None:
 
     def add(gradient: Tensor) -> None:
         total, count = watched.squares.get(name, (0.0, 0))
-        norm = float(torch.linalg.vector_norm(gradient.detach(), dtype=torch.float64))
+        precise = torch.promote_types(gradient.dtype, torch.float32)
+        norm = float(torch.linalg.vector_norm(gradient.detach(), dtype=precise))
         watched.squares[name] = (total + norm**2, count + gradient.numel())
 
     tensor.register_hook(add)

@@ -77,7 +77,7 @@ def _why(layer: _NormBase, trains: bool) -> str | None:
 def _trains(model: torch.nn.Module) -> bool:
     """Whether something trains in the model, but for what only holds other modules."""
     return any(
-        module.training
+        getattr(module, "training", False)  # a frozen module of TorchScript has none
         and (_some(module._parameters) or (_some(module._buffers) and not any(True for _ in module.children())))
         for module in model.modules()
     )

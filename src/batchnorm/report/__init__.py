@@ -3,10 +3,11 @@
 Only :func:`render` needs plotly (for its bundled JavaScript) and latex2mathml; describing a page does not.
 """
 
-from .block import Block, Code, Formula, Heading, Link, Section, Table
+from .block import Block, Code, Entries, Entry, Fold, Formula, Heading, Link, Section, Table
 from .chart import Chart, Contours, Curves, Figure, Intervals, Panels, Row, Series
 from .number import spoken
 from .page import render
+from .small import Small
 
 __all__ = [
     "Block",
@@ -14,7 +15,10 @@ __all__ = [
     "Code",
     "Contours",
     "Curves",
+    "Entries",
+    "Entry",
     "Figure",
+    "Fold",
     "Formula",
     "Heading",
     "Intervals",
@@ -23,6 +27,7 @@ __all__ = [
     "Row",
     "Section",
     "Series",
+    "Small",
     "Table",
     "render",
     "spoken",

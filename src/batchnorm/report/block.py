@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from .chart import Figure
+from .small import Small
 
-__all__ = ["Block", "Code", "Formula", "Heading", "Link", "Section", "Table"]
+__all__ = ["Block", "Code", "Entries", "Entry", "Fold", "Formula", "Heading", "Link", "Section", "Table"]
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ class Formula:
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading within a section, with its name in the page's address."""
+    """A heading within a section, with its name in the page's address, and words with their tones beside it."""
 
     text: str
     anchor: str = ""
+    badges: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,56 @@ class Code:
     text: str
 
 
+@dataclass(frozen=True)
+class Fold:
+    """What is shown when its line is pressed."""
+
+    text: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of many things of a kind.
+
+    Args:
+        title: Its name.
+        anchor: Its name in the page's address.
+        about: What it is, in a few words beside the name.
+        badges: Words with their tones: "good", "bad", "open" or nothing.
+        pictures: Side by side, below its name.
+        more: What is pressed to see the blocks, and the pictures large.
+        blocks: What is shown then.
+        marked: Whether it is one of those that a reader may ask for alone.
+        number: Its number, before its name.
+    """
+
+    title: str
+    anchor: str
+    about: str = ""
+    badges: tuple[tuple[str, str], ...] = ()
+    pictures: Sequence[Small] = ()
+    more: str = "More"
+    blocks: Sequence[Block] = ()
+    marked: bool = False
+    number: str = ""
+
+
+@dataclass(frozen=True)
+class Entries:
+    """A list of many things of a kind.
+
+    Args:
+        entries: In order.
+        only: What is beside the box that leaves the marked ones alone; no such box where it is empty.
+    """
+
+    entries: Sequence[Entry]
+    only: str = ""
+
+
 #: A paragraph is text, and a pair is a term and its explanation.
-Block: TypeAlias = str | tuple[str, str] | Heading | Formula | Table | Code | Link | Figure
+Block: TypeAlias = "str | tuple[str, str] | Heading | Formula | Table | Code | Link | Fold | Entries | Figure"
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class Series:
         line: Whether they are joined by a line; without, the points alone are drawn.
         shape: "linear", or "step" for a histogram: each y holds from its x to the next.
         fill: Whether the area down to 0 is tinted.
+        names: What each point is, told beside the pointer.
+        links: Anchors on the page that its points lead to when they are pressed.
     """
 
     label: str
@@ -42,6 +44,8 @@ class Series:
     line: bool = True
     shape: str = "linear"
     fill: bool = False
+    names: Sequence[str] = ()
+    links: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

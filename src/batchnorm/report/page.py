@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from html import escape
 from string import Template
 
-from .block import Block, Code, Formula, Heading, Link, Section, Table
+from .block import Block, Code, Entries, Fold, Formula, Heading, Link, Section, Table
 from .chart import Chart, Contours, Figure, Intervals, Panels
 from .description import described
+from .entries import badges, breakable, entries
+from .entry_style import ENTRY_STYLE
 from .formula import mathml
 from .plot import Drawing, alike, figure
 from .script import FOLD, SCRIPT
@@ -37,11 +39,9 @@ def render(title: str, lead: str, sections: Sequence[Section], *, footer: str = 
         footer: The last line.
 
     Raises:
-        ModuleNotFoundError: If plotly, which brings the script that draws, is not installed.
+        ModuleNotFoundError: If there are charts, and plotly, which brings the script that draws, is not installed.
         ValueError: If a formula is none.
     """
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - only the page needs it, and it is large
-
     charts: list[Drawing] = []
     body = "\n".join(_section(section, charts) for section in sections)
     return Template(PAGE).substitute(
@@ -50,12 +50,19 @@ def render(title: str, lead: str, sections: Sequence[Section], *, footer: str = 
         contents=_contents(sections),
         body=body,
         footer=escape(footer),
-        style=STYLE,
+        style=STYLE + ENTRY_STYLE,
         script=SCRIPT,
-        plotly=get_plotlyjs(),
+        plotly=_plotly() if charts else "",
         # "<" is written as an escape so that no text can end the script element.
         charts=json.dumps(charts, allow_nan=False).replace("<", "\\u003c"),
     )
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs  # noqa: PLC0415 - only the page needs it, and it is large
+
+    script: str = get_plotlyjs()
+    return script
 
 
 def _contents(sections: Sequence[Section]) -> str:
@@ -75,14 +82,19 @@ def _contents(sections: Sequence[Section]) -> str:
 def _section(section: Section, charts: list[Drawing]) -> str:
     badge = f' <span class="badge {escape(section.tone)}">{escape(section.badge)}</span>' if section.badge else ""
     anchor = f' id="{escape(section.anchor)}"' if section.anchor else ""
-    parts = [f"<section{anchor}>", f"<h2>{escape(section.title)}{badge}</h2>"]
+    head = f"<section{anchor}>\n<h2>{escape(section.title)}{badge}</h2>"
+    return f"{head}\n{_blocks(section.blocks, charts)}\n</section>"
+
+
+def _blocks(blocks: Sequence[Block], charts: list[Drawing]) -> str:
+    parts = []
     open_list = False
-    for block in section.blocks:
+    for block in blocks:
         if isinstance(block, tuple) != open_list:
             open_list = not open_list
             parts.append("<dl>" if open_list else "</dl>")
         parts.append(_block(block, charts))
-    return "\n".join([*parts, "</dl>" if open_list else "", "</section>"])
+    return "\n".join([*parts, "</dl>" if open_list else ""])
 
 
 def _block(block: Block, charts: list[Drawing]) -> str:
@@ -93,7 +105,7 @@ def _block(block: Block, charts: list[Drawing]) -> str:
             markup = f"<dt>{escape(term)}</dt><dd>{escape(words)}</dd>"
         case Heading():
             anchor = f' id="{escape(block.anchor)}"' if block.anchor else ""
-            markup = f"<h3{anchor}>{escape(block.text)}</h3>"
+            markup = f"<h3{anchor}>{escape(block.text)}{badges(block.badges)}</h3>"
         case Link():
             markup = f'<p class="back"><a href="#{escape(block.anchor)}">{escape(block.text)}</a></p>'
         case Code():
@@ -102,6 +114,11 @@ def _block(block: Block, charts: list[Drawing]) -> str:
             markup = f'<div class="formula">{mathml(block.latex)}</div>'
         case Table():
             markup = _table(block)
+        case Fold():
+            inside = _blocks(block.blocks, charts)
+            markup = f'<details class="fold"><summary>{escape(block.text)}</summary>{inside}</details>'
+        case Entries():
+            markup = entries(block, lambda inside: _blocks(inside, charts))
         case _:
             markup = _figure(block, charts)
     return markup
@@ -118,7 +135,7 @@ def _table(table: Table) -> str:
         for place, (label, cell) in enumerate(zip(table.header, row, strict=True)):
             inner = escape(cell)
             if link and place == 0:
-                inner = f'<a href="#{escape(link)}">{inner}</a>'
+                inner = f'<a href="#{escape(link)}">{breakable(cell)}</a>'
             kind = f' class="badge {escape(tone)}"' if tone and place == 1 else ""
             name, role = ("th", 'class="first" scope="row" role="rowheader"') if place == 0 else ("td", 'role="cell"')
             cells.append(f'<{name} {role} data-label="{escape(label)}"><span{kind}>{inner}</span></{name}>')

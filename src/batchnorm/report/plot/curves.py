@@ -112,8 +112,10 @@ def line(series: Series, mark: Symbol = CIRCLE) -> Drawing:
         },
         "meta": {"color": series.color},
     }
+    if series.links:
+        trace["meta"] |= {"links": list(series.links)}
     if series.fill:
-        trace |= {"fill": "tozeroy", "meta": {"color": series.color, "fill": True}}
+        trace |= {"fill": "tozeroy", "meta": trace["meta"] | {"fill": True}}
         trace["line"]["width"] = 1.8
     return trace
 

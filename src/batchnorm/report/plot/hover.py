@@ -16,6 +16,7 @@ __all__ = ["bars", "hover", "named"]
 
 _LONGEST = 40  # characters of an axis' name; the whole one stands beside the axis
 _FIGURES = 4
+_NAME = 60  # characters of a point's name; its end tells it from others
 
 
 def named(axis: str) -> str:
@@ -34,7 +35,14 @@ def hover(series: Series, x_label: str, y_label: str) -> Drawing:
     if len(series.x) == 2 and series.line:
         lines = lines[:1] if series.x[0] == series.x[1] else lines[1:] if series.y[0] == series.y[1] else lines
     told = [[_told(x), _told(y)] for x, y in zip(series.x, series.y, strict=True)]
+    if series.names:
+        lines.insert(0, "%{customdata[2]}")
+        told = [[*numbers, _ending(name)] for numbers, name in zip(told, series.names, strict=True)]
     return {"customdata": told, "hovertemplate": _template(lines, series.label)}
+
+
+def _ending(name: str) -> str:
+    return escape(name if len(name) <= _NAME else f"… {name[-_NAME:]}")
 
 
 def bars(series: Series, x_label: str, y_label: str) -> Iterator[Drawing]:

@@ -1,23 +1,25 @@
 """Draws a chart when it comes near the screen, in the colours and the width of the moment."""
 
+import json
+
+from ..palette import DARK, DARK_WORDS, LIGHT, LIGHT_WORDS
+
 __all__ = ["CHARTS"]
 
-# Okabe and Ito's palette; index 0 is the grey of a baseline. The light one leaves out its yellow and the dark
-# one its deep blue, which would be hard to see. Thin letters need more contrast than thick lines do, so names have
-# darker shades of the same hues where the ground is light.
-CHARTS = """
+_PALETTES = f"""
 const charts = JSON.parse(document.getElementById("charts").textContent);
-const palettes = {
-  light: ["#5f5f5f", "#0072B2", "#D55E00", "#009E73", "#A9528A", "#B77400", "#3B8FC4"],
-  dark: ["#b5b5b0", "#56B4E9", "#F0813A", "#2CC39A", "#E09AC6", "#E69F00", "#9AD2F5"] };
-const words = {
-  light: ["#555555", "#005F96", "#A84600", "#006E50", "#8C3B70", "#805000", "#1F6796"],
-  dark: palettes.dark };
-const dark = window.matchMedia("(prefers-color-scheme: dark)");
+const palettes = {json.dumps({"light": LIGHT, "dark": DARK})};
+const words = {json.dumps({"light": LIGHT_WORDS, "dark": DARK_WORDS})};
+"""
+
+CHARTS = (
+    _PALETTES
+    + """const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const paper = window.matchMedia("print");
 const family = getComputedStyle(document.body).fontFamily;
 const places = charts.map((chart, number) => document.getElementById("chart-" + number));
 const drawn = new Map();  // each chart's number with the width it was drawn for
+const leading = new Set();  // charts whose points lead somewhere when pressed
 let printing = false;
 
 function mixed(color, ground, share) {
@@ -67,6 +69,12 @@ function draw(number) {
     annotations: frame.annotations.map(note) };
   drawn.set(number, width);
   Plotly.react(place, data, layout, {displayModeBar: false});
+  if (!leading.has(place)) {
+    leading.add(place);
+    place.on("plotly_click", ({points: [{data: {meta}, pointIndex}]}) => {
+      if (meta.links) window.location.hash = meta.links[pointIndex];
+    });
+  }
 }
 function reprint(start) {
   if (printing === start) return;
@@ -94,3 +102,4 @@ paper.addEventListener("change", () => reprint(paper.matches));
 window.addEventListener("beforeprint", () => reprint(true));
 window.addEventListener("afterprint", () => reprint(false));
 """
+)
