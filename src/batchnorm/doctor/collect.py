@@ -4,95 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import ArgumentError, SurgeryError
 from ..nn._base import is_batch_norm
 from ..population.batches import Batches, Forward, model_input, moved, samples_of
 from ..population.engine import not_compiled, unwrapped
-from ..population.layers import frozen_norms, named
+from ..population.layers import named
 from ..surgery.example import fresh, said
 from ..surgery.graph import Graph
 from ..surgery.randomness import seeded
 from ..surgery.trace import trace
 from .dropout import NoDropout
-from .evidence import Evidence, Failure, Independence, Layer, Loader, Mode, Run, Settings
+from .evidence import Evidence, Failure, Mode, Run, Settings
+from .independence import independence
 from .keeping import Keeping
+from .outputs import projected, tensors_in
 from .padding import valid_positions
 from .rule import Need
+from .static import has_values, loader_of, static
 from .surroundings import Surroundings
 from .walk import dropouts_before, turned_off
 from .watch import Watch, buffers_of, differ
 
-__all__ = ["MAX_BATCHES", "Loss", "collect", "of_tensors", "static"]
+__all__ = ["MAX_BATCHES", "Loss", "collect"]
 
 Loss = Callable[[Any, Any], Tensor]
 
 #: So many batches are run in each mode, if not told otherwise.
 MAX_BATCHES = 8
-
-_TENSORS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def static(model: torch.nn.Module) -> list[Layer]:
-    """The norms of a model as they are, each once, under its first path."""
-    frozen = frozen_norms(model)
-    return [_layer(path, module, frozen.get(path)) for path, module in model.named_modules() if is_batch_norm(module)]
-
-
-def of_tensors(state: Mapping[str, Any], settings: Settings) -> Evidence:
-    """What a checkpoint shows: a norm is wherever there are a running mean and a running variance.
-
-    Raises:
-        ArgumentError: There is no such thing.
-    """
-    prefixes = [name.removesuffix("running_mean") for name in state if name.split(".")[-1] == "running_mean"]
-    layers = []
-    for prefix in prefixes:
-        tensors = {
-            name: tensor.detach().cpu().clone()
-            for name in _TENSORS
-            if isinstance(tensor := state.get(f"{prefix}{name}"), Tensor)
-        }
-        if "running_mean" in tensors and "running_var" in tensors:
-            layers.append(Layer(prefix.removesuffix("."), "", None, tensors))
-    if not layers:
-        raise ArgumentError(
-            f"these {len(state)} entries hold no running_mean with a running_var beside it: no batch norm.",
-            "give a state_dict, or the module itself.",
-        )
-    return Evidence(None, layers, settings=settings)
-
-
-def _layer(path: str, module: _NormBase, frozen: str | None) -> Layer:
-    tensors = {
-        name: tensor.detach().cpu().clone()
-        for name in _TENSORS
-        if isinstance(tensor := getattr(module, name, None), Tensor) and _has_values(tensor)
-    }
-    return Layer(
-        path,
-        type(module).__name__,
-        module,
-        tensors,
-        {name: tensor.requires_grad for name, tensor in module.named_parameters(recurse=False)},
-        module.eps,
-        module.momentum,
-        module.track_running_stats,
-        module.training,
-        frozen=frozen,
-    )
-
-
-def _has_values(tensor: Tensor) -> bool:
-    return not torch.nn.parameter.is_lazy(tensor) and tensor.device.type != "meta"
 
 
 def collect(
@@ -137,7 +82,7 @@ def collect(
                 look = _Look(inner, feed, loss, max_batches, needs, keeping)
                 if agreed is not None:
                     look.batches = look.batches[: agreed(len(look.batches))]
-                evidence = look.at(replace(evidence, loader=_loader(batches)))
+                evidence = look.at(replace(evidence, loader=loader_of(batches)))
             _restore(keeping, surroundings)
         except BaseException:
             try:
@@ -172,27 +117,10 @@ def _refuse(model: torch.nn.Module) -> None:
                 "give the model before torch.export, or no batches.",
             )
     for path, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not _has_values(tensor):
+        if not has_values(tensor):
             raise ArgumentError(
                 f"{path} has no values yet (lazy, or on the meta device).", "run the model once, or load its weights."
             )
-
-
-def _loader(batches: object) -> Loader | None:
-    if not isinstance(batches, torch.utils.data.DataLoader):
-        return None
-    try:
-        samples = len(batches.dataset)  # type: ignore[arg-type]
-    except TypeError:
-        samples = None
-    size = batches.batch_size
-    last = None
-    if size and samples is not None:
-        with suppress(TypeError):
-            samples = len(batches.sampler)  # type: ignore[arg-type]
-        last = size if batches.drop_last else samples % size or size
-    shuffled = not isinstance(batches.sampler, torch.utils.data.SequentialSampler)
-    return Loader(size, samples, bool(batches.drop_last), last, shuffled)
 
 
 class _Look:
@@ -228,10 +156,10 @@ class _Look:
         evaluation, evaluated = self._run("evaluation")
         eval_flags = {path: module.training for path, module in self.norms}
         self._back()
-        independence = None
+        alone = None
         if evaluation.failure is None:
             with suppress(Exception):  # of models that do not take a batch of copies
-                independence = self._independence()
+                alone = independence(self.model, self.norms, self.batches[0], self.feed, self._back)
             self._back()
         order = {path: place for place, path in enumerate(dict.fromkeys((*training.order, *evaluation.order)))}
         layers = [
@@ -246,7 +174,7 @@ class _Look:
             )
             for layer in sorted(evidence.layers, key=lambda layer: order.get(layer.path, len(order)))
         ]
-        return replace(evidence, layers=layers, training=training, evaluation=evaluation, independence=independence)
+        return replace(evidence, layers=layers, training=training, evaluation=evaluation, independence=alone)
 
     def _back(self) -> None:
         self.keeping.restore()
@@ -345,12 +273,11 @@ class _Look:
             if training and number == 0:
                 tracked = _counted(before, self._statistics())
             losses = (*run.losses, float(objective.detach())) if is_loss and objective is not None else run.losses
-            tensors = [each for each in tree_leaves(_plain(output)) if isinstance(each, Tensor)]
             run = replace(
                 run,
                 samples=(*run.samples, samples_of(batch)),
                 inputs=(*run.inputs, _first_shape(batch)),
-                outputs=run.outputs or tuple(tuple(each.shape) for each in tensors),
+                outputs=run.outputs or tuple(tuple(each.shape) for each in tensors_in(output)),
                 losses=losses,
             )
             del output, objective  # with all that they keep for a backward pass, before the next batch needs the memory
@@ -377,9 +304,9 @@ class _Look:
         own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if isinstance(own, Tensor) and own.numel() == 1:
             return own, True
-        floats = [each for each in tree_leaves(_plain(output)) if isinstance(each, Tensor) and each.is_floating_point()]
+        floats = [each for each in tensors_in(output) if each.is_floating_point()]
         # Without a loss any direction will do, but the sum of a norm's outputs has no gradient at its input.
-        return (sum(_projected(each) for each in floats) if floats else None), False  # type: ignore[return-value]
+        return (sum(projected(each) for each in floats) if floats else None), False  # type: ignore[return-value]
 
     def _backward(self, objective: Tensor | None) -> str:
         """Why there is none; empty where there is one."""
@@ -403,87 +330,13 @@ class _Look:
                     found.setdefault(str(name), []).append((value == 0).flatten())
         return {name: float(torch.cat(parts).float().mean()) for name, parts in found.items()}
 
-    def _independence(self) -> Independence | None:
-        batch = self.batches[0]
-        count = samples_of(batch)
-        if count is None or count < 2:
-            return None
-
-        def alone(tensor: Tensor) -> Tensor:
-            return tensor[:1].expand_as(tensor).clone() if tensor.dim() and tensor.shape[0] == count else tensor
-
-        self.model.eval()
-        watch = Watch(self.norms)
-        watch.records = False
-        watch.start()
-        results = []
-        with torch.no_grad():
-            for given in (fresh(batch), tree_map_only(Tensor, alone, fresh(batch))):
-                with seeded():
-                    output = self.feed.run(self.model, given)
-                tensors = [each for each in tree_leaves(_plain(output)) if isinstance(each, Tensor)]
-                rows = [each[0] for each in tensors if each.dim() and each.shape[0] == count]
-                seen = {path: each.first_sample for path, each in watch.watched.items()}
-                results.append((rows, seen))
-                for each in watch.watched.values():
-                    each.first_sample = []
-                self._back_but_watch(watch)
-        (rows, seen), (others, others_seen) = results
-        if not rows or len(rows) != len(others):
-            return None
-        difference = max(_relative(one, other) for one, other in zip(rows, others, strict=True))
-        layers = tuple(
-            path
-            for path in watch.order
-            if any(_relative(one, other) > _ROUNDING for one, other in zip(seen[path], others_seen[path], strict=False))
-        )
-        return Independence(difference, layers, count)
-
-    def _back_but_watch(self, watch: Watch) -> None:
-        self._back()
-        self.model.eval()
-        watch.start()
-
-
-# Where a sample's result is computed by other blocks of a matrix product, it differs by roundings.
-_ROUNDING = 1e-4
-
-
-def _relative(one: Tensor, other: Tensor) -> float:
-    """The largest difference, over the largest absolute value; infinite where only one of two values is finite."""
-    if one.shape != other.shape or not one.numel():
-        return 0.0
-    one, other = (each.to(torch.complex128 if each.is_complex() else torch.float64) for each in (one, other))
-    equal = (one == other) | (one.isnan() & other.isnan())
-    difference = torch.where(equal, 0.0, (one - other).abs().nan_to_num(torch.inf, torch.inf)).max()
-    return float(difference / one.abs().nan_to_num(0.0, 0.0).max().clamp(min=1e-12))
-
-
-def _projected(tensor: Tensor) -> Tensor:
-    # By fixed directions: the same from run to run.
-    directions = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
-    return (tensor * directions).sum() / max(tensor.shape[0] if tensor.dim() else 1, 1)
-
 
 def _is_fed_by_dropout(norm: torch.nn.Module, graph: Graph) -> bool:
     return any(dropouts_before(call) for call in graph.calls_of(norm))
 
 
-def _plain(output: object) -> object:
-    """With dictionaries, lists and tuples in place of classes that torch does not look into."""
-    if isinstance(output, Mapping):
-        return {key: _plain(value) for key, value in output.items()}
-    if isinstance(output, list | tuple):
-        return [_plain(value) for value in output]
-    if is_dataclass(output) and not isinstance(output, type):
-        return {key: _plain(value) for key, value in vars(output).items()}
-    return output
-
-
 def _first_shape(batch: Any) -> tuple[int, ...] | None:
-    return next(
-        (tuple(each.shape) for each in tree_leaves(_plain(model_input(batch))) if isinstance(each, Tensor)), None
-    )
+    return next((tuple(each.shape) for each in tensors_in(model_input(batch))), None)
 
 
 def _moved(

@@ -13,13 +13,14 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..population.batches import Forward
 from ..population.engine import unwrapped
-from .collect import MAX_BATCHES, Loss, collect, of_tensors, static
+from .collect import MAX_BATCHES, Loss, collect
 from .diagnosis import Diagnosis
 from .evidence import Evidence, Settings
 from .finding import SEVERITIES, Finding, Subject
 from .ranks import Accord, together
 from .registry import select as select_rules
 from .rule import Need, Rule
+from .static import of_tensors, static
 
 __all__ = ["diagnose"]
 

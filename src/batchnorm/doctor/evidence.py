@@ -138,7 +138,7 @@ class LayerRun:
         output: Of a sample of the output's values.
         output_mean: Of the output, (C,) float64, of the first batch.
         output_var: Likewise.
-        activated: What the layer's own activation is given, with a residual, in the same sample; None where it has none.
+        activated: What the layer's own activation is given, with a residual, likewise sampled; None where it has none.
         output_high: The largest output of each channel, of all batches; None where outputs have another shape.
         output_far: Of each channel's outputs, the share beyond ±4, in the same sample as the histograms'; likewise.
     """
