@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "reference": set(),
     "machine": set(),
     "files": set(),
-    "optim": set(),
+    "optim": {"errors"},
     "report": set(),
     "activation": {"errors"},
     "ops": {"activation", "errors"},
@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "memory": {"ops", "activation", "errors"},
     "surgery": {"nn", "functional", "ops", "activation", "errors"},
     "population": {"nn", "functional", "ops", "activation", "errors"},
-    "doctor": {"population", "surgery", "nn", "ops", "report", "files", "_version", "activation", "errors"},
+    "doctor": {"population", "surgery", "nn", "ops", "optim", "report", "files", "_version", "activation", "errors"},
     "monitoring": {"population", "nn", "ops", "errors"},
     "batchnorm": {  # __init__.py
         "_version",

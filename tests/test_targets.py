@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from batchnorm.targets import TargetError, resolve
+from batchnorm.targets import TargetError, also_from, resolve
 
 
 def test_a_target_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -10,6 +10,17 @@ def test_a_target_is_found_in_the_working_directory(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
     assert resolve("my_own_models:Net.size") == 3
+
+
+def test_the_working_directory_goes_before_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "my_two_models.py").write_text("where = 'above'\n")
+    (tmp_path / "my_one_model.py").write_text("where = 'above'\n")
+    (tmp_path / "here" / "my_two_models.py").write_text("where = 'here'\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    also_from(tmp_path)
+    assert [resolve(f"my_{each}:where") for each in ("two_models", "one_model")] == ["here", "above"]
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,17 @@ from typing import Any
 
 from .errors import BatchNormError
 
-__all__ = ["TargetError", "resolve"]
+__all__ = ["TargetError", "also_from", "resolve"]
 
 
 class TargetError(BatchNormError, ValueError):
     """What a target names is not there, or cannot be imported or called."""
+
+
+def also_from(folder: Path) -> None:
+    """Lets :func:`resolve` look in a folder as well, after the working directory and what is installed."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def resolve(target: str) -> Any:

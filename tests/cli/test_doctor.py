@@ -142,7 +142,7 @@ def test_clean_and_the_exit_codes():
     assert done.stdout.startswith("1: warning BN011 inverted-momentum: momentum is 0.99")
     assert run("my_doctored:inverted", *ONLY, "--fail-on", "error").exit_code == 0
     assert run("my_doctored:poisoned", *ONLY, "--fail-on", "error").exit_code == 1
-    assert run("my_doctored:inverted", "--select", "BN011", "--ignore", "inverted-momentum").exit_code == 0
+    assert run("my_doctored:inverted", *ONLY, "--ignore", "inverted-momentum").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -156,6 +156,9 @@ def test_clean_and_the_exit_codes():
         (("my_doctored:three",), "my_doctored:three gives Sequential, int, int."),
         (("my_doctored:keywords",), "gives dict"),
         (("my_doctored:build", "--select", "BN9"), "'BN9' is neither a rule"),
+        (("my_doctored:build", "--select", ""), "no rule is selected"),
+        (("my_doctored:build", "--select", " , "), "no rule is selected"),
+        (("my_doctored:build", "--select", "BN011", "--ignore", "inverted-momentum"), "no rule is left"),
         (("my_doctored:build", "--format", "xml"), "--format"),
         (("my_doctored:build", "--max-batches", "0"), "--max-batches"),
         (("my_doctored:build", "--format", "html"), "--out FILE"),
@@ -275,7 +278,7 @@ def test_a_mend_that_no_file_holds_is_left():
     done = run(*both, *ONLY)
     assert done.exit_code == 1
     assert "mended: 1: BN004" in done.stdout
-    assert "not in the file, which holds tensors: 1: BN011" in done.stdout
+    assert "not in the file, which holds values: 1: BN011" in done.stdout
     assert Path("mended.pt").exists()
 
 
@@ -376,6 +379,9 @@ def test_pyproject_is_read_and_the_command_line_wins():
     done = run("my_doctored:inverted", *ONLY)
     assert done.exit_code == 0
     assert "1 finding left out for their layers" in done.stdout
+    table('ignore = ["BN011"]')
+    assert run("my_doctored:inverted", *ONLY).exit_code == 0
+    assert run("my_doctored:inverted", *ONLY, "--ignore", "").exit_code == 1
     table("fail_on = 'error'")
     done = run("my_doctored:inverted")
     assert done.exit_code == 2

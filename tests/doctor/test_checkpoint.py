@@ -1,13 +1,16 @@
 import os
 import pickle
+import tarfile
 from collections import OrderedDict
 
+import jsonschema
 import pytest
 import torch
 from torch import nn
 
 import batchnorm
 from batchnorm.doctor import checkpoint
+from batchnorm.doctor.as_json import SCHEMA
 from batchnorm.doctor.checkpoint import load
 from batchnorm.errors import ArgumentError
 
@@ -217,3 +220,146 @@ def test_what_was_found_can_be_diagnosed(tmp_path):
     )
     (found,) = batchnorm.diagnose(load(tmp_path / "a.ckpt").state, select=["BN004"]).findings
     assert found.layer == "model.1"
+
+
+def poisoned() -> dict[str, torch.Tensor]:
+    state = net().state_dict()
+    state["1.running_var"][0] = -1.0
+    return state
+
+
+@pytest.mark.parametrize(
+    ("content", "within", "layer"),
+    [
+        ({"state_dict": net().state_dict(), "ema": [poisoned()]}, (("state_dict",), ("ema", 0)), "ema.0.1"),
+        ({**net().state_dict(), "ema": poisoned()}, ((), ("ema",)), "ema.1"),
+        ({"state_dict": net().state_dict(), "swa": {0: poisoned()}}, (("state_dict",), ("swa", 0)), "swa.0.1"),
+        ((poisoned(), {"epoch": 3}), ((0,),), "1"),
+        ({0: net().state_dict(), 1: poisoned()}, ((0,), (1,)), "1.1"),
+        ({"a": {"b": {"c": {"d": {"e": {"f": poisoned()}}}}}}, (("a", "b", "c", "d", "e", "f"),), "1"),
+    ],
+    ids=["list", "beside", "integer", "tuple", "integers", "deep"],
+)
+def test_it_is_found_in_lists_under_integers_and_beside_other_tensors(tmp_path, content, within, layer):
+    path, mended = tmp_path / "model.pt", tmp_path / "mended.pt"
+    torch.save(content, path)
+    read = load(path)
+    assert read.within == within
+    (found,) = batchnorm.diagnose(read.state, select=["BN004"]).findings
+    assert found.layer == layer
+    read.state[f"{layer}.running_var"] = torch.ones(4)
+    read.save(mended)
+    again = load(mended)
+    assert again.within == within
+    assert batchnorm.diagnose(again.state, select=["BN004"]).ok
+    assert type(torch.load(mended, weights_only=True)) is type(content)
+
+
+def test_one_dictionary_under_two_names_is_one_and_a_circle_ends(tmp_path):
+    state = poisoned()
+    content = {"state_dict": state, "ema": state}
+    content["self"] = content
+    torch.save(content, tmp_path / "model.pt")
+    read = load(tmp_path / "model.pt")
+    assert read.within == (("state_dict",),)
+    read.state["1.running_var"] = torch.ones(4)
+    read.save(tmp_path / "mended.pt")
+    whole = torch.load(tmp_path / "mended.pt", weights_only=True)
+    assert whole["ema"] is whole["state_dict"]
+    assert torch.equal(whole["ema"]["1.running_var"], torch.ones(4))
+
+
+def test_an_optimizers_state_is_passed_by(tmp_path):
+    moments = {number: {"exp_avg": torch.zeros(1), "step": number} for number in range(2000)}
+    content = {"model": net().state_dict(), "optimizer": {"state": moments}, "losses": [0.5] * 100_000}
+    torch.save(content, tmp_path / "model.pt")
+    assert load(tmp_path / "model.pt").within == (("model",),)
+
+
+def test_keys_with_dots_are_put_back_where_they_lay(tmp_path):
+    torch.save({"net": net().state_dict(), "net.ema": net().state_dict(), "epoch": 4}, tmp_path / "model.pt")
+    read = load(tmp_path / "model.pt")
+    assert list(read.state) == names("net.") + names("net.ema.")
+    read.state["net.ema.1.running_var"] = torch.full((4,), 7.0)
+    read.save(tmp_path / "mended.pt")
+    whole = torch.load(tmp_path / "mended.pt", weights_only=True)
+    assert [list(whole[key]) for key in ("net", "net.ema")] == [names(), names()]
+    net().load_state_dict(whole["net"])
+    assert torch.equal(whole["net.ema"]["1.running_var"], torch.full((4,), 7.0))
+    assert torch.equal(whole["net"]["1.running_var"], torch.ones(4))
+
+
+def norm(prefix: str, variance: float) -> dict[str, torch.Tensor]:
+    return {f"{prefix}running_mean": torch.zeros(3), f"{prefix}running_var": torch.full((3,), variance)}
+
+
+@pytest.mark.parametrize(
+    ("content", "layers"),
+    [
+        ({"net": norm("ema.1.", -1.0), "net.ema": norm("1.", 1.0)}, ["['net'].ema.1", "['net.ema'].1"]),
+        ({"net": {**norm("ema.1.", -1.0), "ema": norm("1.", 1.0)}}, ["['net'].ema.1", "['net']['ema'].1"]),
+        ({0: norm("1.", -1.0), "0": norm("1.", 1.0)}, ["[0].1", "['0'].1"]),
+    ],
+)
+def test_names_that_would_collide_are_told_apart(tmp_path, content, layers):
+    torch.save(content, tmp_path / "model.pt")
+    read = load(tmp_path / "model.pt")
+    done = batchnorm.diagnose(read.state, select=["BN004"])
+    assert [each.path for each in done.evidence.layers] == layers
+    assert [each.layer for each in done.findings] == layers[:1]
+
+
+def test_names_that_cannot_be_told_apart_are_refused(tmp_path):
+    content = {**norm("['net'].1.", 1.0), **norm("net.1.", 1.0), "net": norm("1.", -1.0)}
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(ArgumentError, match=r"two dictionaries with tensors of \"\['net'\]\.1\"\. Mend: give them in"):
+        load(tmp_path / "model.pt")
+
+
+def test_the_name_that_torchs_own_example_gives_and_tar_archives(tmp_path):
+    torch.save({"state_dict": poisoned()}, tmp_path / "checkpoint.pth.tar")
+    read = load(tmp_path / "checkpoint.pth.tar")
+    read.save(tmp_path / "mended.pth.tar")
+    assert load(tmp_path / "mended.pth.tar").state.keys() == read.state.keys()
+    with tarfile.open(tmp_path / "archive.tar", "w") as archive:
+        archive.add(tmp_path / "mended.pth.tar", "mended")
+    with pytest.raises(ArgumentError, match="is a tar archive") as caught:
+        load(tmp_path / "archive.tar")
+    assert "weights_only" not in str(caught.value)
+
+
+ODD = {
+    "shapes": ({"running_var": torch.ones(5)}, r"of shapes \(4,\) \(weight\), .* \(5,\) \(running_var\)"),
+    "no-dimension": (
+        {"running_mean": torch.tensor(0.0), "running_var": torch.tensor(torch.nan)},
+        r"of shapes .*, \(\) \(running_mean\)",
+    ),
+    "sparse": ({"running_var": torch.ones(4).to_sparse()}, "running_var is sparse_coo"),
+    "meta": ({"running_mean": torch.zeros(4, device="meta")}, "running_mean has no values"),
+    "complex": ({"running_mean": torch.zeros(4, dtype=torch.complex64)}, "running_mean is of complex64"),
+    "counts": ({"num_batches_tracked": torch.tensor([1, 2])}, "num_batches_tracked is no number"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("odd", "why"), ODD.values(), ids=ODD)
+def test_what_no_norm_has_is_left_out_with_words(odd, why):
+    state = {**net().state_dict(), **{f"1.{name}": each for name, each in odd.items()}}
+    with pytest.raises(ArgumentError, match=rf"hold no batch norm \(1: {why}"):
+        batchnorm.diagnose(state)
+    state |= {f"2.{name}": each for name, each in nn.BatchNorm2d(4).state_dict().items()}
+    done = batchnorm.diagnose(state)
+    assert [each.path for each in done.evidence.layers] == ["2"]
+    (words,) = done.evidence.unread.values()
+    assert f"not looked at: 1: {words}" in str(done)
+    content = done.to_json()
+    jsonschema.validate(content, SCHEMA)
+    assert content["unread"] == {"1": words}
+    notes = done.to_sarif()["runs"][0]["invocations"][0]["toolConfigurationNotifications"]
+    assert f"1 was not looked at: {words}" in [each["message"]["text"] for each in notes]
+
+
+def test_a_running_scale_of_one_number_is_no_norm():
+    scalar = {"reward.running_mean": torch.tensor(0.0), "reward.running_var": torch.tensor(1.0)}
+    done = batchnorm.diagnose({**scalar, **net().state_dict()}, select=["BN004"])
+    assert done.evidence.unread == {"reward": "of shapes () (running_mean), () (running_var)"}

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,7 @@ def test_without_a_table_nothing_is_said(project):
         ("path = 'x'", r"path: there is no such key\. "),
         ("format = 'text'", r"format: there is no such key\. "),
         ("select = 'BN001'", r"select: 'BN001' is not a list of rules' codes or names\."),
+        ("select = []", r"select: \[\] selects no rule\. Mend: name some"),
         ("select = [4]", r"select: \[4\] is not a list of rules"),
         ("select = ['BN999']", r"select: 'BN999' is neither a rule nor the beginning of one's code\."),
         ("ignore = ['']", r"ignore: '' is neither a rule"),
@@ -137,10 +139,31 @@ def test_the_command_line_wins():
     assert (merged.path, merged.target) == (Path("a"), "a:b")
 
 
+def test_nothing_said_on_the_command_line_is_said():
+    file = Configuration(select=("BN001",), ignore=("BN004",), per_layer_ignores={"a": ("BN001",)})
+    merged = Configuration(select=(), ignore=()).over(file)
+    assert (merged.select, merged.ignore, merged.per_layer_ignores) == ((), (), {"a": ("BN001",)})
+
+
+def test_rules_may_be_ignored_nowhere(project):
+    settings = read(written(project, "[tool.batchnorm.doctor]\nignore = []\nper-layer-ignores = {'a.*' = []}\n"))
+    assert (settings.ignore, settings.per_layer_ignores) == ((), {"a.*": ()})
+
+
+def test_a_checkpoint_lies_beside_the_table(project, monkeypatch):
+    written(project, "[tool.batchnorm.doctor]\ntarget = 'runs/best.pt'\n")
+    monkeypatch.chdir(project)
+    assert find(Path.cwd()).target == "runs/best.pt"
+    monkeypatch.chdir(project / "package" / "deeper")
+    assert Path(find(Path.cwd()).target) == Path("../../runs/best.pt")
+    assert Path(read(Path("../../pyproject.toml")).target) == Path("../../runs/best.pt")
+
+
 def test_what_belongs_to_another_target_is_not_taken():
     file = Configuration(target="a:b", batches="a:c", loss="a:d", optimizer="a:e", forward="a:f", before="a:g")
     merged = Configuration(target="model.pt", loss="x:y").over(file)
     assert merged == Configuration(target="model.pt", loss="x:y")
+    assert Configuration(target="a:b", loss="x:y").over(file) == replace(file, loss="x:y")
 
 
 def test_python_without_a_reader_of_toml(project, monkeypatch):

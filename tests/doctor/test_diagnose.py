@@ -75,7 +75,9 @@ def test_select_and_ignore() -> None:
     assert [rule.code for rule in select(["bn004", "inverted-momentum"])] == ["BN004", "BN011"]
     assert [rule.code for rule in select("BN004")] == ["BN004"]
     assert {rule.code for rule in select(["BN01"])} == {code for code in codes if code.startswith("BN01")}
-    assert [rule.code for rule in select(["BN"], ["BN00", "BN01", "BN02"])] == []
+    for chosen, ignored in (([], None), (["BN011"], ["BN01"]), (["BN"], ["BN00", "BN01", "BN02"])):
+        with pytest.raises(ArgumentError, match=r"no rule is (left|selected)\."):
+            select(chosen, ignored)
     assert "BN004" not in [rule.code for rule in select(None, ["poisoned-statistics"])]
     assert rule_of("bn011") is rule_of("inverted-momentum") is registered()["BN011"]
     for wrong in ("BN9", "", "stale", "E501"):
@@ -94,7 +96,8 @@ def test_what_a_rule_needs_and_why_it_was_skipped(monkeypatch: pytest.MonkeyPatc
     assert why(Need.MODEL) is None
     assert why(Need.MODEL, state) == "only tensors were given, and this needs the model"
     assert why(Need.OPTIMIZER) == "no optimizer was given (optimizer=)"
-    assert why(Need.OPTIMIZER, optimizer=torch.optim.SGD(network().parameters())) is None
+    model = network()
+    assert why(Need.OPTIMIZER, model, optimizer=torch.optim.SGD(model.parameters())) is None
     assert why(Need.BATCHES) == why(Need.GRAPH) == "no batches were given (batches=)"
     assert why(Need.BACKWARD) == "no backward pass was run: no batches were given (batches=)"
     assert why(Need.GRAPH, state) == "only tensors were given, and this needs the model"
@@ -157,6 +160,75 @@ def test_arguments_that_mean_nothing() -> None:
         diagnose({"weight": torch.ones(2)})
     with pytest.raises(ArgumentError, match=r"no torch\.nn\.Module"):
         diagnose(lambda x: x)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="no rule is selected"):
+        diagnose(network(), select=[])
+
+
+class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+    """Gives some samples, and says in its own way that it does not know how many."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        yield from torch.randn(64, 2)
+
+    def __len__(self) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"optimizer": [torch.optim.SGD(network().parameters(), 0.1)]}, "optimizer is a list and no"),
+        ({"optimizer": "adam"}, "optimizer is a str and no"),
+        ({"optimizer": ()}, "optimizer is a tuple and no"),
+        ({"optimizer": torch.optim.SGD(network().parameters(), 0.1)}, "none of the model's parameters"),
+        ({"before": 3}, "before is a int and no"),
+        ({"before": {}}, "before is a dict and no"),
+        ({"weights_from": 3}, "weights_from=3 is not known"),
+        ({"weights_from": "kersa"}, "weights_from='kersa' is not known.*keras"),
+        ({"accumulation_steps": 1.5}, r"accumulation_steps is 1\.5"),
+        ({"batches": BATCHES, "max_batches": 2.5}, r"max_batches is 2\.5"),
+        ({"batches": BATCHES, "max_batches": "2"}, "max_batches is '2'"),
+        ({"batches": BATCHES, "loss": "ce"}, "loss is a str, which cannot be called"),
+        ({"batches": BATCHES, "forward": "ce"}, "forward is a str, which cannot be called"),
+        ({"batches": (torch.randn(8, 2), torch.zeros(8, dtype=torch.long))}, r"one \(input, target\) pair"),
+        ({"batches": [torch.randn(8, 2), torch.zeros(8)]}, r"one \(input, target\) pair"),
+        ({"batches": [{"input": torch.ones(8, 2)}], "loss": nn.MSELoss()}, "a dict and no .* pair.*forward="),
+    ],
+)
+def test_arguments_of_the_wrong_kind(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        diagnose(network(), select=["BN011"], **options)
+
+
+def test_what_only_looks_so() -> None:
+    model = network()
+    part = torch.optim.SGD(model[1].parameters(), 0.1)
+    assert diagnose(model, optimizer=part, select=["BN016"]).ok
+    assert diagnose(nn.BatchNorm1d(2, affine=False), optimizer=part, select=["BN011"]).ok  # none to be in it
+    for batches in (tuple(BATCHES), [torch.randn(8, 2), torch.randn(4, 2)]):
+        assert diagnose(model, batches=batches, select=["BN011"]).evidence.training.samples[1] == len(batches[1])
+
+
+@pytest.mark.parametrize("error", [TypeError, NotImplementedError])
+def test_a_stream_has_no_length(error: type[Exception]) -> None:
+    loader = torch.utils.data.DataLoader(Stream(error), batch_size=16)
+    for most, ends in ((3, False), (4, True), (8, True)):
+        evidence = diagnose(network(), batches=loader, max_batches=most, select=["BN001"]).evidence
+        assert (evidence.again, evidence.ends, evidence.training.samples) == (True, ends, (16,) * min(most, 4))
+
+
+def test_one_dict_is_one_batch() -> None:
+    evidence = diagnose(network(), batches={"input": torch.randn(8, 2)}, select=["BN001"]).evidence
+    assert evidence.training.samples == (8,)
+
+
+def test_pairs_of_a_dict_and_a_target() -> None:
+    pairs = [({"input": each}, torch.zeros(8, 2)) for each in BATCHES]
+    evidence = diagnose(network(), batches=pairs, loss=nn.functional.mse_loss, select=["BN001", "BN022"]).evidence
+    assert len(evidence.training.losses) == 2
 
 
 def test_a_norm_that_raises_is_an_error_unless_a_rule_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

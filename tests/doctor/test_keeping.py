@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from array import array
+from collections import Counter, OrderedDict, deque
 
 import numpy as np
 import pytest
@@ -13,6 +14,22 @@ from torch import nn
 import batchnorm
 from batchnorm.doctor.keeping import Keeping, same_bits
 from doctor.pictures import picture
+
+
+class Ordered(OrderedDict[str, int]):
+    """Counts what is written, as mappings that check their entries do."""
+
+    written = 0
+
+    def __setitem__(self, key: str, value: int) -> None:
+        self.written += 1
+        super().__setitem__(key, value)
+
+
+class Named(list[int]):
+    """A list with an attribute."""
+
+    name = ""
 
 
 class Everything(nn.Module):
@@ -33,6 +50,9 @@ class Everything(nn.Module):
         self.array = np.zeros(3)
         self.draw, self.numpy_draw, self.python_draw = torch.Generator(), np.random.default_rng(0), random.Random(0)
         self.old_draw = np.random.RandomState(0)
+        self.counts, self.bytes, self.numbers = Counter(a=1), bytearray(2), array("d", [1.0])
+        self.ordered, self.named = Ordered(a=1), Named([1])
+        self.named.name, self.ordered.notes = "before", ["one"]
 
     def disturb(self) -> None:
         with torch.no_grad():
@@ -53,15 +73,31 @@ class Everything(nn.Module):
         self.numpy_draw.random()
         self.python_draw.random()
         self.old_draw.rand()
+        self.counts["b"] += 2
+        self.bytes[0], self.numbers[0] = 7, 7.0
+        self.bytes.append(1)
+        self.ordered["b"] = 2
+        self.ordered.move_to_end("a")
+        self.ordered.notes.append("two")
+        self.named.append(2)
+        self.named.name = "after"
+
+    def held(self) -> list[object]:
+        of_containers = [dict(self.counts), bytes(self.bytes), list(self.numbers), list(self.named), self.named.name]
+        return [*of_containers, list(OrderedDict.items(self.ordered)), list(self.ordered.notes)]
 
 
 def test_all_kinds_of_attributes() -> None:
     model = Everything()
     before, keeping = picture(model), Keeping(model)
     drawn = [model.python_draw.getstate(), str(model.old_draw.get_state()), list(model.recent)]
+    held, written = model.held(), model.ordered.written
     model.disturb()
     assert picture(model) != before
+    assert all(one != other for one, other in zip(model.held(), held, strict=True))
     keeping.restore()
+    assert model.held() == held
+    assert model.ordered.written == written
     assert picture(model) == before
     assert drawn == [model.python_draw.getstate(), str(model.old_draw.get_state()), list(model.recent)]
     assert model.recent.maxlen == 2

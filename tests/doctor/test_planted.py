@@ -51,7 +51,8 @@ def test_it_is_found_and_nothing_else_changes(plant: Plant):
     for finding in diagnosis.findings:
         assert finding.message.endswith(".")
         assert finding.evidence
-        assert finding.mend
+        compile(finding.mend, "mend", "exec")
+        assert "\n" not in finding.mend
         # A line is drawn somewhere, and it is said where.
         assert any(measured.threshold is not None for measured in finding.evidence.values())
     assert same(picture(case.model), before)

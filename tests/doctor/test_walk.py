@@ -92,6 +92,23 @@ def test_without_dropout_a_layer_gives_what_it_takes(layer: nn.Module):
     assert not torch.equal(layer(ones.clone()), ones)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("packed", [False, True])
+def test_without_dropout_recurrent_layers_are_those_of_evaluation(kind: type[nn.RNNBase], packed: bool):
+    layer, sequences = kind(3, 4, 2, dropout=0.9), torch.randn(5, 2, 3)
+    input = nn.utils.rnn.pack_padded_sequence(sequences, [5, 3]) if packed else sequences
+
+    def run() -> torch.Tensor:
+        output = layer(input)[0]
+        return output.data if packed else output
+
+    with NoDropout():
+        without = run()
+    assert not torch.equal(run(), without)
+    layer.eval()
+    assert torch.allclose(run(), without)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_without_dropout_attention_is_that_of_evaluation(causal: bool):
     query, key, value = torch.randn(3, 2, 4, 8)

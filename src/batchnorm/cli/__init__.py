@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from .tools import missing_tools
@@ -15,6 +16,9 @@ def main() -> None:
     if message:
         print(message, file=sys.stderr)
         raise SystemExit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal's encoding lacks is told all the same
     try:
         from .app import app  # noqa: PLC0415 - typer may be missing, and importing us must not need it
 

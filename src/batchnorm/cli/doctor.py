@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from contextlib import redirect_stdout
@@ -11,22 +12,13 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from .told import Format, tell
 from .tools import missing_tools
 
 if TYPE_CHECKING:
-    from ..doctor import Diagnosis
-    from .examined import Examination
+    from ..doctor.configuration import Configuration
 
 __all__ = ["doctor"]
-
-
-class Format(str, Enum):
-    """What is written."""
-
-    text = "text"
-    json = "json"
-    sarif = "sarif"
-    html = "html"
 
 
 class Severity(str, Enum):
@@ -43,7 +35,7 @@ def doctor(
         typer.Argument(
             metavar="TARGET",
             help="The model: package.module:callable, which returns a module or (module, batches); a module itself; or "
-            "a checkpoint file (.pt, .pth, .ckpt, .bin, .safetensors), of which nothing is run.",
+            "a checkpoint file (.pt, .pth, .ckpt, .bin, .tar, .safetensors), of which nothing is run.",
             show_default="target of pyproject.toml",
         ),
     ] = None,
@@ -119,6 +111,7 @@ def doctor(
     # Imported here: `batchnorm --help` should not wait for them.
     from ..doctor.configuration import Configuration, find, read  # noqa: PLC0415
     from ..errors import BatchNormError  # noqa: PLC0415
+    from ..targets import also_from  # noqa: PLC0415
     from .examined import Examination  # noqa: PLC0415
 
     given = Configuration(
@@ -138,14 +131,16 @@ def doctor(
     chosen = _format(format, out)
     try:
         settings = given.over(find(Path.cwd()) if config is None else read(config))
+        if out is not None:
+            _check(out, settings, fix)
+        if settings.path is not None:
+            also_from(settings.path.absolute().parent)
         # What a model prints is no part of the report.
         with redirect_stdout(sys.stderr):
             examination = Examination(settings, fix)
-            told = [] if fix is None else examination.mend(fix)
+            mended = [] if fix is None else examination.mend(fix)
         if examination.speaks:
-            _show(examination, chosen, out)
-            for line in told:
-                typer.echo(line, err=chosen is not Format.text and out is None)
+            tell(examination, chosen, out, mended)
     except (BatchNormError, OSError) as error:
         _refuse(f"batchnorm doctor: {error}")
     except KeyboardInterrupt:
@@ -181,49 +176,24 @@ def _format(format: Format | None, out: Path | None) -> Format:
     return chosen or Format.text
 
 
-def _show(examination: Examination, format: Format, out: Path | None) -> None:
-    """The report, printed or written."""
-    import json  # noqa: PLC0415
+def _check(out: Path, settings: Configuration, fix: Path | None) -> None:
+    """Refuses to write a report where something else stands or will stand.
 
-    from ..doctor.as_sarif import as_sarif  # noqa: PLC0415
-    from ..doctor.as_text import as_text  # noqa: PLC0415
-    from ..files import write_whole  # noqa: PLC0415
+    Raises:
+        ArgumentError: It is what is looked at, read or mended, or is called like a checkpoint, or is a folder.
+    """
+    from ..doctor.checkpoint import SUFFIXES  # noqa: PLC0415
+    from ..errors import ArgumentError  # noqa: PLC0415
 
-    diagnosis = examination.diagnosis
-    if out is None and format is Format.text:
-        _print(diagnosis)
-        return
-    if format is Format.html:
-        assert out is not None
-        diagnosis.to_html(out)
-    else:
-        if format is Format.text:
-            text = as_text(diagnosis, whole=True, command_line=True)
-        else:
-            content = diagnosis.to_json() if format is Format.json else as_sarif(diagnosis, examination.place)
-            text = json.dumps(content, indent=2, allow_nan=False)
-        if out is None:
-            print(text, flush=True)
-            return
-        write_whole(out, f"{text}\n")
-    _print(diagnosis)
-    print(f"written: {out}", flush=True)
-
-
-def _print(diagnosis: Diagnosis) -> None:
-    """In colours on a terminal; elsewhere every finding on its line, and nothing cut."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    from ..doctor.as_text import as_text, report  # noqa: PLC0415
-
-    console = Console()
-    if not console.is_terminal:
-        print(as_text(diagnosis, whole=True, command_line=True), flush=True)
-        return
-    styles = {"error": "bold red", "warning": "yellow", "info": "cyan", "layer": "bold", "note": "dim", "": ""}
-    for line in report(diagnosis, command_line=True):
-        console.print(Text.assemble(*((text, styles[kind]) for kind, text in line)), soft_wrap=True, highlight=False)
+    mend = "name another file for the report: .txt, .json, .sarif or .html."
+    others = {"TARGET": settings.target, "--fix": fix, "the configuration": settings.path}
+    for what, other in others.items():
+        if other is not None and os.path.realpath(other) == os.path.realpath(out):
+            raise ArgumentError(f"--out {out} is {what}.", mend)
+    if out.suffix.lower() in SUFFIXES:
+        raise ArgumentError(f"--out {out} is called like a checkpoint, and a report is none.", mend)
+    if out.is_dir():
+        raise ArgumentError(f"--out {out} is a folder.", mend)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ class Examination:
             OSError: It cannot be written.
         """
         once = isinstance(self._options.get("batches"), Iterator)
-        done = mend(self.diagnosis, self._state, None if once else self._diagnose)
+        again = None if once else self._diagnose
+        done = mend(self.diagnosis, self._state, again, loaded=self._checkpoint is None)
         self.diagnosis = done.left
         if not done.saved:
             return [*done.lines, f"{path} is not written: nothing is mended that a file of tensors holds"]
@@ -140,3 +142,10 @@ def _join_ranks() -> None:
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_torchelastic_launched() and not distributed.is_initialized():
         distributed.init_process_group("gloo")
+        # Else its threads are there when the interpreter goes, and now and then the process ends in SIGABRT.
+        atexit.register(_leave_ranks)
+
+
+def _leave_ranks() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

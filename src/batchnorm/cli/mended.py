@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..doctor.as_text import printable
 from ..doctor.diagnosis import Diagnosis
 from ..doctor.finding import SEVERITIES, Finding, Fix, Subject
 from ..doctor.keeping import same_bits
@@ -20,8 +21,8 @@ class Mended:
     """What came of it.
 
     Attributes:
-        saved: Findings whose mend changed what a ``state_dict`` holds.
-        unsaved: Whose mend changed only what stands in code, such as a layer's momentum.
+        saved: Findings whose mend changed what a file of tensors brings.
+        unsaved: Whose mend changed only what stands in code, such as a layer's momentum or dtype.
         left: What is wrong with the model that loads the file: what is found now, and ``unsaved``.
     """
 
@@ -34,13 +35,13 @@ class Mended:
         """What a user is told: a line for each kind of mend."""
         told = [f"mended: {where}: {each.rule}: {_what(each)}" for where, each in _alike(self.saved, _what)]
         told += [
-            f"not in the file, which holds tensors: {where}: {each.rule}: put it into your code: {each.mend}"
+            f"not in the file, which holds values: {where}: {each.rule}: put it into your code: {each.mend}"
             for where, each in _alike(self.unsaved, lambda each: "")
         ]
         open = len(self.left.findings) - len(self.unsaved)
         if open:
             told.append(f"not mended, for it takes a decision: {open} of the findings")
-        return told
+        return [printable(line) for line in told]
 
 
 def _what(finding: Finding) -> str:
@@ -56,18 +57,26 @@ def _alike(findings: Sequence[Finding], what: Callable[[Finding], str]) -> list[
     return [(", ".join(where[key]), group[0]) for key, group in groups.items()]
 
 
-def mend(diagnosis: Diagnosis, state: Callable[[], Mapping[str, Any]], again: Callable[[], Diagnosis] | None) -> Mended:
+def mend(
+    diagnosis: Diagnosis,
+    state: Callable[[], Mapping[str, Any]],
+    again: Callable[[], Diagnosis] | None,
+    *,
+    loaded: bool,
+) -> Mended:
     """Makes the safe mends, all or none.
 
     Args:
         diagnosis: Of which model.
         state: What would be saved.
         again: Diagnoses once more; None where that cannot be done, and what is mended is then taken as gone.
+        loaded: Whether a model will load the file. It keeps its own dtypes, so a mend of these is none that a file
+            brings.
 
     Raises:
         FixError: As :meth:`Diagnosis.fix`.
     """
-    watch = _Changes(state)
+    watch = _Changes(state, loaded)
     findings = [each if each.fix is None else replace(each, fix=watch.over(each)) for each in diagnosis.findings]
     mended = replace(diagnosis, findings=tuple(findings)).fix()
     saved = tuple(each for each in mended if watch.changed.get(_key(each)))
@@ -90,10 +99,11 @@ def _key(finding: Finding) -> Hashable:
 
 
 class _Changes:
-    """Which mends change what is saved."""
+    """Which mends change what is saved, or what a model that loads it gets."""
 
-    def __init__(self, state: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, state: Callable[[], Mapping[str, Any]], loaded: bool) -> None:
         self._state = state
+        self._dtypes = {name: each.dtype for name, each in state().items() if isinstance(each, Tensor) and loaded}
         self._last = self._copied()
         self.changed: dict[Hashable, bool] = {}
 
@@ -105,15 +115,16 @@ class _Changes:
 
         def watched(subject: Subject) -> None:
             apply(subject)
-            now = self._state()
+            now = self._copied()
             self.changed[key] = self.changed.get(key, False) or not _same(self._last, now)
-            self._last = self._copied()
+            self._last = now
 
         return replace(fix, apply=watched)
 
     def _copied(self) -> dict[str, Any]:
         return {
-            name: each.detach().clone() if isinstance(each, Tensor) else each for name, each in self._state().items()
+            name: each.detach().to(self._dtypes.get(name, each.dtype), copy=True) if isinstance(each, Tensor) else each
+            for name, each in self._state().items()
         }
 
 

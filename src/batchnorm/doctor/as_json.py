@@ -37,6 +37,7 @@ def as_json(diagnosis: Diagnosis) -> dict[str, Any]:
             {"path": layer.path, "kind": layer.kind or None, "channels": layer.channels}
             for layer in diagnosis.evidence.layers
         ],
+        "unread": dict(diagnosis.evidence.unread),
     }
 
 
@@ -151,6 +152,11 @@ SCHEMA: dict[str, Any] = {
                 kind={"type": ["string", "null"], "description": "The class; null of a checkpoint."},
                 channels=_COUNT,
             ),
+        },
+        unread={
+            "description": "Paths where running statistics lie, or are used, that no rule looks at, and why.",
+            "type": "object",
+            "additionalProperties": _TEXT,
         },
     ),
 }

@@ -84,6 +84,13 @@ def as_sarif(diagnosis: Diagnosis, place: Place | None = None) -> dict[str, Any]
                                 "associatedRule": {"id": code, "index": numbers[code]},
                             }
                             for code, reason in diagnosis.skipped.items()
+                        ]
+                        + [
+                            {
+                                "level": "warning",
+                                "message": {"text": _text(f"{path or '(the model itself)'} was not looked at: {why}")},
+                            }
+                            for path, why in diagnosis.evidence.unread.items()
                         ],
                     }
                 ],

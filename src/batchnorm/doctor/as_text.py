@@ -13,7 +13,7 @@ from .rule import Need
 if TYPE_CHECKING:
     from .diagnosis import Diagnosis
 
-__all__ = ["Line", "as_text", "report"]
+__all__ = ["Line", "as_text", "printable", "report"]
 
 #: Pieces of a line with what each is: a severity, "layer", "note" or nothing.
 Line: TypeAlias = list[tuple[str, str]]
@@ -93,7 +93,7 @@ def _told_together(findings: Sequence[Finding], whole: bool) -> Iterator[Line]:
     if rest := findings[len(shown) :]:
         paths = Counter(re.sub(r"\d+", "*", each.layer) for each in rest)
         where = ", ".join(f"{path} ({count})" if count > 1 else path for path, count in paths.items())
-        yield [(rest[0].severity, f"and {len(rest)} more of {rest[0].rule}"), ("", _printable(f" at {where}"))]
+        yield [(rest[0].severity, f"and {len(rest)} more of {rest[0].rule}"), ("", printable(f" at {where}"))]
     for name in findings[0].evidence:
         yield _detail(name, _range([each.evidence[name] for each in findings]))
     first = findings[0]
@@ -108,15 +108,15 @@ def _first_line(finding: Finding) -> Line:
     """The same words as ``str(finding)``."""
     layer, colon, _ = str(finding).partition(f": {finding.severity} {finding.rule}")
     return [
-        ("layer", _printable(layer)),
+        ("layer", printable(layer)),
         ("", colon[:2]),
         (finding.severity, colon[2:]),
-        ("", _printable(f" {finding.name}: {finding.message}")),
+        ("", printable(f" {finding.name}: {finding.message}")),
     ]
 
 
 def _detail(name: str, words: str) -> Line:
-    return [("note", f"    {name}: "), ("", _printable(words))]
+    return [("note", f"    {name}: "), ("", printable(words))]
 
 
 def _range(measured: Sequence[Measurement]) -> str:
@@ -157,7 +157,13 @@ def _summary(diagnosis: Diagnosis, command_line: bool) -> Iterator[Line]:
     for code, reason in diagnosis.skipped.items():
         reasons.setdefault(_reason(reason, command_line), []).append(code)
     for reason, codes in reasons.items():
-        yield [("note", _printable(f"not checked: {', '.join(codes)}: {reason}"))]
+        yield [("note", printable(f"not checked: {', '.join(codes)}: {reason}"))]
+    unread: dict[str, list[str]] = {}
+    for path, why in diagnosis.evidence.unread.items():
+        unread.setdefault(why, []).append(path or "(the model itself)")
+    for why, paths in unread.items():
+        rest = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+        yield [("warning", printable(f"not looked at: {', '.join(paths[:_SHOWN])}{rest}: {why}"))]
 
 
 def _reason(reason: str, command_line: bool) -> str:
@@ -172,6 +178,6 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _printable(words: str) -> str:
-    # Names come out of files: one with a line break, or with what a terminal obeys, must not.
+def printable(words: str) -> str:
+    """On one line: names come out of files, and what a terminal obeys must not."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in words)

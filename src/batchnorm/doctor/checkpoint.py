@@ -6,10 +6,11 @@ import importlib.util
 import pickle
 import re
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,12 +21,13 @@ from ..files import whole
 __all__ = ["SUFFIXES", "Checkpoint", "check_name", "load", "save"]
 
 #: Of files that ``torch.load`` reads, and of those of safetensors.
-_PICKLED = (".pt", ".pth", ".ckpt", ".bin")
+_PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 _SAFE = ".safetensors"
 SUFFIXES = (*_PICKLED, _SAFE)
 
-# A state_dict lies this deep at most: {"state_dict": …}, {"ema": {"model": …}}.
-_DEEPEST = 4
+# Of dictionaries and lists, what leads from the whole content to something in it.
+_Keys: TypeAlias = tuple[Hashable, ...]
+_Dictionary: TypeAlias = MutableMapping[Any, Any]
 
 
 @dataclass
@@ -34,13 +36,14 @@ class Checkpoint:
 
     Attributes:
         state: The tensors by their names. Where norms lie in several dictionaries of the file, the keys that lead to
-            each stand before the names there; else the names are as they are. What is replaced in it, :meth:`save`
-            writes.
+            each stand before the names there; else the names are as they are. What is replaced in it or taken away,
+            :meth:`save` writes so; it takes no others.
         within: The keys that lead to each of these dictionaries.
     """
 
     state: dict[str, Tensor]
-    within: tuple[tuple[str, ...], ...]
+    within: tuple[_Keys, ...]
+    _places: Mapping[str, tuple[_Dictionary, str]] = field(repr=False)
     _path: Path
     _content: Any = field(repr=False)
     _metadata: Mapping[str, str] | None = field(default=None, repr=False)
@@ -70,24 +73,16 @@ class Checkpoint:
             OSError: The file cannot be written; what stood there is as it was.
         """
         self.check(path)
-        for keys in self.within:
-            prefix = _prefix(keys, self.within)
-            inner = self._content
-            for key in keys:
-                inner = inner[key]
-            tensors = {name.removeprefix(prefix): each for name, each in self.state.items() if name.startswith(prefix)}
-            _put(inner, tensors)
+        for name, (inner, key) in self._places.items():
+            if name in self.state:
+                inner[key] = self.state[name]
+            else:
+                inner.pop(key, None)
         if path.suffix.lower() == _SAFE:
             save(self.state, path, metadata=self._metadata)
         else:
             with whole(path) as aside:
                 torch.save(self._content, aside)
-
-
-def _put(inner: MutableMapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    for name in [name for name, each in inner.items() if isinstance(each, Tensor) and name not in tensors]:
-        del inner[name]
-    inner.update(tensors)
 
 
 def check_name(path: Path) -> None:
@@ -137,24 +132,46 @@ def load(path: Path) -> Checkpoint:
         content, metadata = _safe(path)
     else:
         content = _pickled(path)
-    found = list(_dictionaries(content))
+    found = list(_dictionaries(content)) if isinstance(content, Mapping | list | tuple) else []
     if not found:
         raise ArgumentError(
             f"{path}: no running_mean lies in it (looked at: {_described(content)}).",
             "give a file with the state_dict of a model that has batch norm.",
         )
-    within = tuple(keys for keys, _ in found)
-    state = {
-        f"{_prefix(keys, within)}{name}": each
-        for keys, inner in found
-        for name, each in inner.items()
-        if isinstance(each, Tensor)
-    }
-    return Checkpoint(state, within, path, content, metadata)
+    places = _named(found, path)
+    state = {name: inner[key] for name, (inner, key) in places.items()}
+    return Checkpoint(state, tuple(keys for keys, _ in found), places, path, content, metadata)
 
 
-def _prefix(keys: tuple[str, ...], within: tuple[tuple[str, ...], ...]) -> str:
-    return "".join(f"{key}." for key in keys) if len(within) > 1 else ""
+def _named(found: list[tuple[_Keys, _Dictionary]], path: Path) -> dict[str, tuple[_Dictionary, str]]:
+    """Where each tensor lies, by a name that no other has: nor has its layer tensors of two dictionaries.
+
+    Keys may have dots themselves: ``{"net": {"ema.1.running_var": …}, "net.ema": {"1.running_var": …}}``.
+    """
+    for prefix in (_dotted, _bracketed) if len(found) > 1 else (lambda keys: "",):
+        names = [
+            [(f"{prefix(keys)}{key}", inner, key) for key, each in inner.items() if _is_entry(key, each)]
+            for keys, inner in found
+        ]
+        owners = Counter(layer for each in names for layer in {name.rpartition(".")[0] for name, _, _ in each})
+        if not owners or max(owners.values()) == 1:
+            return {name: (inner, key) for each in names for name, inner, key in each}
+    twice = next(layer for layer, count in owners.items() if count > 1)
+    raise ArgumentError(
+        f"{path} has two dictionaries with tensors of {twice!r}.", "give them in files of their own, or rename one key."
+    )
+
+
+def _dotted(keys: _Keys) -> str:
+    return "".join(f"{key}." for key in keys)
+
+
+def _bracketed(keys: _Keys) -> str:
+    return "".join(f"[{key!r}]" for key in keys) + ("." if keys else "")
+
+
+def _is_entry(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor)
 
 
 def _safe(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str] | None]:
@@ -186,6 +203,11 @@ def _pickled(path: Path) -> Any:
                 "package.module:callable.",
             ) from error
         except RuntimeError as error:
+            if "legacy .tar" in str(error):
+                raise ArgumentError(
+                    f"{path} is a tar archive, of which torch.load makes no safe checkpoint.",
+                    "unpack it, or save the tensors alone: torch.save(model.state_dict(), …).",
+                ) from error
             if "TorchScript" in str(error):
                 raise ArgumentError(
                     f"{path} is a TorchScript archive, which holds code.", "give the state_dict of the model."
@@ -203,21 +225,21 @@ def _damaged(path: Path, error: Exception) -> ArgumentError:
     )
 
 
-def _dictionaries(
-    content: Any, keys: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], MutableMapping[str, Any]]]:
-    """Those that hold running means, with the keys that lead to them."""
-    if not isinstance(content, MutableMapping) or len(keys) > _DEEPEST:
-        return
-    if any(
-        isinstance(each, Tensor) and isinstance(name, str) and name.split(".")[-1] == "running_mean"
-        for name, each in content.items()
-    ):
-        yield keys, content
-        return
-    for key, inner in content.items():
-        if isinstance(key, str):
-            yield from _dictionaries(inner, (*keys, key))
+def _dictionaries(content: Any) -> Iterator[tuple[_Keys, _Dictionary]]:
+    """Those that hold running means, with the keys that lead to them: each once, wherever it lies."""
+    seen: set[int] = set()
+    waiting: list[tuple[_Keys, Any]] = [((), content)]
+    while waiting:
+        keys, here = waiting.pop()
+        if id(here) in seen:
+            continue
+        seen.add(id(here))
+        inside = list(here.items() if isinstance(here, Mapping) else enumerate(here))
+        if isinstance(here, MutableMapping) and any(
+            _is_entry(key, each) and key.split(".")[-1] == "running_mean" for key, each in inside
+        ):
+            yield keys, here
+        waiting += [((*keys, key), each) for key, each in reversed(inside) if isinstance(each, Mapping | list | tuple)]
 
 
 def _described(content: Any) -> str:

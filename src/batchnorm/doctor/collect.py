@@ -24,11 +24,14 @@ from .dropout import NoDropout
 from .evidence import Evidence, Failure, Mode, Run, Settings
 from .independence import independence
 from .keeping import Keeping
-from .outputs import projected, tensors_in
-from .padding import valid_positions
+from .outputs import projected, target_of, tensors_in
+from .own_forward import FROZEN, is_frozen
+from .padding import says_of_all, valid_positions
+from .reached import reached_by
 from .rule import Need
 from .static import has_values, loader_of, static
 from .surroundings import Surroundings
+from .unseen import called_by_operator, of_other_classes
 from .walk import dropouts_before, turned_off
 from .watch import Watch, buffers_of, differ
 
@@ -72,17 +75,20 @@ def collect(
     if not isinstance(model, torch.nn.Module):
         raise ArgumentError(f"a {type(model).__name__} is no torch.nn.Module.", "give the module itself.")
     inner = unwrapped(model)
-    evidence = Evidence(inner, static(inner), optimizer=optimizer, settings=settings or Settings())
+    evidence = Evidence(
+        inner, static(inner), optimizer=optimizer, settings=settings or Settings(), unread=of_other_classes(inner)
+    )
     if batches is not None:
         _refuse(inner)
         feed = Batches(batches, forward=forward)
-        keeping, surroundings = Keeping(inner), Surroundings(batches)
+        keeping, surroundings = Keeping(inner, also=reached_by(loss, forward)), Surroundings(batches)
         try:
             with not_compiled(), torch.inference_mode(_is_inference(inner)), seeded():
                 look = _Look(inner, feed, loss, max_batches, needs, keeping)
                 if agreed is not None:
                     look.batches = look.batches[: agreed(len(look.batches))]
-                evidence = look.at(replace(evidence, loader=loader_of(batches)))
+                evidence = replace(evidence, loader=loader_of(batches), again=feed.again, ends=look.ends)
+                evidence = look.at(evidence)
             _restore(keeping, surroundings)
         except BaseException:
             try:
@@ -136,9 +142,12 @@ class _Look:
         keeping: Keeping,
     ) -> None:
         self.model, self.feed, self.loss, self.needs, self.keeping = model, feed, loss, needs, keeping
-        if max_batches < 1:
-            raise ArgumentError(f"max_batches is {max_batches}.", "give at least 1.")
-        self.batches = [batch for batch, _ in islice(feed, max_batches)]
+        if not isinstance(max_batches, int) or max_batches < 1:
+            raise ArgumentError(f"max_batches is {max_batches!r}.", "give a whole number, at least 1.")
+        given = iter(feed)
+        self.batches = [batch for batch, _ in islice(given, max_batches)]
+        # Of what has no length, whether one more comes: not of an iterator of the user's, who may go on with it.
+        self.ends = feed.total is not None or (feed.again and next(given, None) is None)
         if not self.batches:
             raise ArgumentError(
                 "batches is empty.", "an iterator that was used up before gives nothing: make a new one."
@@ -174,6 +183,7 @@ class _Look:
             )
             for layer in sorted(evidence.layers, key=lambda layer: order.get(layer.path, len(order)))
         ]
+        layers = [replace(layer, frozen=layer.frozen or (FROZEN if is_frozen(layer) else None)) for layer in layers]
         return replace(evidence, layers=layers, training=training, evaluation=evaluation, independence=alone)
 
     def _back(self) -> None:
@@ -194,7 +204,8 @@ class _Look:
             return replace(evidence, graph_failure=said(error))
         finally:
             self._back()
-        evidence = replace(evidence, graph=graph, graph_failure=graph.uncertain.get("", ""))
+        unread = {**called_by_operator(graph), **evidence.unread}
+        evidence = replace(evidence, graph=graph, graph_failure=graph.uncertain.get("", ""), unread=unread)
         return replace(evidence, deployed=self._deployed(evidence, input))
 
     def _deployed(self, evidence: Evidence, input: Any) -> Graph | None:
@@ -237,11 +248,12 @@ class _Look:
         watch = Watch(self.norms)
         watch.start()
         before = self._statistics()
-        run = Run(mode, masks=self._masks())
+        run = Run(mode, target=target_of(self.batches[0]), masks=self._masks())
         backward: frozenset[str] = frozenset()
         tracked: dict[str, int] = {}
         for number, batch in enumerate(self.batches):
             watch.batch, watch.valid = number, valid_positions(batch)
+            watch.certain = watch.valid is None or says_of_all(batch, watch.valid)
             # Only the first batch has a backward pass, and by what it is told apart from the others: one is enough.
             differentiates = training and number == 0 and Need.BACKWARD in self.needs
             backwards = False
@@ -296,7 +308,11 @@ class _Look:
         """What is differentiated, and whether it is the user's loss."""
         if self.loss is not None:
             if not isinstance(batch, list | tuple) or len(batch) < 2:
-                raise ArgumentError("a loss was given, but batches are no (input, target) pairs.", "give pairs.")
+                raise ArgumentError(
+                    f"a loss was given, but a batch is a {type(batch).__name__} and no (input, target) pair.",
+                    "give pairs, of a tensor or a dict of keywords and a target; or leave loss= out, and have forward= "
+                    'call the model and give {"loss": …}.',
+                )
             value = self.loss(output, moved(batch[1], self.model))
             if not isinstance(value, Tensor) or value.numel() != 1:
                 raise ArgumentError("loss(output, target) gives no tensor of one value.", "reduce it: loss.mean().")

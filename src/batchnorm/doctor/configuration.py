@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ..errors import ArgumentError
+from .checkpoint import SUFFIXES
 from .finding import SEVERITIES, Severity
-from .registry import select
+from .registry import matching
 
 __all__ = ["Configuration", "find", "read"]
 
@@ -54,15 +56,15 @@ class Configuration:
     max_batches: int | None = None
     accumulation_steps: int | None = None
     weights_from: str | None = None
-    per_layer_ignores: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    per_layer_ignores: Mapping[str, tuple[str, ...]] | None = None
 
     def over(self, other: Configuration) -> Configuration:
         """This one, and the other where it says nothing.
 
         Batches, loss, optimizer and so on belong to the other's target: beside another target they are not taken.
         """
-        own = {each.name: value for each in fields(self) if (value := getattr(self, each.name))}
-        lost = dict.fromkeys(_OF_TARGET) if self.target is not None else {}
+        own = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+        lost = dict.fromkeys(_OF_TARGET) if self.target not in (None, other.target) else {}
         return replace(other, **{**lost, **own})
 
 
@@ -139,6 +141,9 @@ def _configuration(table: Mapping[str, Any], path: Path) -> Configuration:
             values[key.replace("-", "_")] = check(value)
         except ArgumentError as error:
             raise ArgumentError(f"{where}: {error.problem}", error.mend) from error
+    target = values.get("target", "")
+    if target.lower().endswith(SUFFIXES) and ":" not in target and path.absolute().parent != Path.cwd():
+        values["target"] = os.path.relpath(path.absolute().parent / target)  # it lies where the table says so
     return Configuration(**values)
 
 
@@ -167,8 +172,14 @@ def _severity(value: object) -> str:
 def _rules(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise _wrong(value, "a list of rules' codes or names")
-    select(value)  # refuses what means no rule
+    matching(value)  # refuses what means no rule
     return tuple(value)
+
+
+def _selected(value: object) -> tuple[str, ...]:
+    if value == []:
+        raise ArgumentError("[] selects no rule.", "name some, or leave the key out for all.")
+    return _rules(value)
 
 
 def _by_layer(value: object) -> dict[str, tuple[str, ...]]:
@@ -178,7 +189,7 @@ def _by_layer(value: object) -> dict[str, tuple[str, ...]]:
 
 
 _CHECKS: dict[str, Callable[[object], object]] = {
-    "select": _rules,
+    "select": _selected,
     "ignore": _rules,
     "fail-on": _severity,
     "max-batches": _number,

@@ -17,9 +17,12 @@ from .collect import MAX_BATCHES, Loss, collect
 from .diagnosis import Diagnosis
 from .evidence import Evidence, Settings
 from .finding import SEVERITIES, Finding, Subject
+from .mends import addressed
 from .ranks import Accord, together
+from .registry import matching
 from .registry import select as select_rules
 from .rule import Need, Rule
+from .rules.bn026_eps_mismatch import EPS
 from .static import of_tensors, static
 
 __all__ = ["diagnose"]
@@ -44,18 +47,23 @@ def diagnose(
 
     With ``batches`` the model is run on a few of them in training and in evaluation mode, with one backward pass. It is
     left bit for bit as it was: parameters, buffers, gradients, modes, hooks and random numbers, on an exception or an
-    interrupt too. The optimizer is only read. Under ``torch.distributed`` every process calls this.
+    interrupt too. So is what ``loss`` and ``forward`` hold, if it can be found: modules, and tensors with gradients, in
+    their closures, attributes, bound objects, defaults and the global names that they use, up to four steps away. What
+    else they change (lists, counters, files) they change. The optimizer is only read. Under ``torch.distributed`` every
+    process calls this.
 
     Args:
         model: A module, or the tensors of a checkpoint by their names (a ``state_dict``): then rules that need the
             module are skipped. Of a program of ``torch.export`` or a scripted module only the graph can be looked at.
-        batches: Yields tensors, (input, target) pairs or dicts of keywords; or one tensor.
+        batches: Yields tensors, (input, target) pairs (an input may be a dict of keywords) or dicts of keywords; or
+            one tensor, or one dict. Mends do not run over those of an iterator, nor of what has no length and goes on.
         loss: Called as ``loss(output, target)``, for the backward pass; without it (and without a ``loss`` in the
             output) the outputs' sum along fixed random directions is differentiated.
         optimizer: For rules about weight decay.
         select: Codes of rules, their beginnings or names: only these.
         ignore: Not these.
-        per_layer_ignores: For patterns of layers' paths (``"encoder.*"``), what to ignore there.
+        per_layer_ignores: For patterns of layers' paths (``"encoder.*"``), what to ignore there. Mends do not take the
+            statistics of a layer anew where BN001, BN004 or BN010 is ignored.
         forward: Called as ``forward(model, batch)``, where the model takes its batches otherwise.
         max_batches: At most so many are run, in each mode.
         accumulation_steps: Backward passes for each step of the optimizer, where gradients are accumulated.
@@ -78,12 +86,9 @@ def diagnose(
     if isinstance(model, torch.export.ExportedProgram):
         model = model.module(check_guards=False)
     rules = select_rules(select, ignore)
-    ignored = {
-        pattern: {rule.code for rule in select_rules(codes)} for pattern, codes in (per_layer_ignores or {}).items()
-    }
-    if accumulation_steps < 1:
-        raise ArgumentError(f"accumulation_steps is {accumulation_steps}.", "1 is a step for each backward pass.")
-    settings = Settings(accumulation_steps, None if weights_from is None else weights_from.casefold(), before)
+    ignored = {pattern: matching(codes) for pattern, codes in (per_layer_ignores or {}).items()}
+    settings = Settings(_steps(accumulation_steps), _framework(weights_from), before, ignored)
+    _check(model, optimizer, before, loss=loss, forward=forward)
     once = isinstance(batches, Iterator)
 
     def look(first: bool = True) -> Diagnosis:
@@ -111,11 +116,65 @@ def diagnose(
         )
         given = Subject(evidence.model, None, optimizer, None if once else batches, forward)
         evidence = replace(evidence, ranks=ranks)
-        return Accord(ranks is not None).step(lambda: _diagnosed(rules, ignored, evidence, given))
+        found = Accord(ranks is not None).step(lambda: _diagnosed(rules, ignored, evidence, given))
+        return _for_wrapper(found, model)
 
     done = look()
     subject = done._subject
     return done if once else replace(done, _again=lambda: look(first=False))
+
+
+def _steps(given: object) -> int:
+    if not isinstance(given, int) or given < 1:
+        raise ArgumentError(f"accumulation_steps is {given!r}.", "1 is a step for each backward pass.")
+    return given
+
+
+def _framework(given: object) -> str | None:
+    """The name of a framework in small letters."""
+    name = given.casefold() if isinstance(given, str) else given
+    if name is None or name in EPS:
+        return name
+    raise ArgumentError(
+        f"weights_from={given!r} is not known.", f"one of {', '.join(EPS)}; or leave it out, and set eps."
+    )
+
+
+def _check(model: object, optimizer: object, before: object, **functions: object) -> None:
+    """Refuses what would be an error of Python's, or tell nothing."""
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise ArgumentError(f"{name} is a {type(function).__name__}, which cannot be called.", "give a function.")
+    if before is not None and not _is_module(before):
+        raise ArgumentError(
+            f"before is a {type(before).__name__} and no torch.nn.Module.", "give the model as it was before."
+        )
+    if optimizer is None:
+        return
+    if not isinstance(getattr(optimizer, "param_groups", None), list):
+        raise ArgumentError(
+            f"optimizer is a {type(optimizer).__name__} and no torch.optim.Optimizer.",
+            "give one; where several train the model, diagnose with each.",
+        )
+    own = {id(parameter) for parameter in model.parameters()} if isinstance(model, torch.nn.Module) else set()
+    held = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])  # type: ignore[attr-defined]
+    if own and own.isdisjoint(held):
+        raise ArgumentError(
+            "the optimizer has none of the model's parameters.",
+            "give the one that trains this model: after .to(device), or a copy, it is another; or leave it out.",
+        )
+
+
+def _for_wrapper(diagnosis: Diagnosis, model: object) -> Diagnosis:
+    """Paths are those in the module inside of a wrapper; lines of code are for what was given."""
+    inner = diagnosis.evidence.model
+    if inner is model or not isinstance(model, torch.nn.Module):
+        return diagnosis
+    prefix = next(path for path, module in model.named_modules() if module is inner)
+    return replace(
+        diagnosis,
+        findings=tuple(replace(each, mend=addressed(each.mend, prefix)) for each in diagnosis.findings),
+    )
 
 
 def _is_module(model: object) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -40,11 +41,18 @@ class Settings:
         accumulation_steps: Backward passes for each step of the optimizer.
         weights_from: The framework that the weights were trained in: ``"keras"``, ``"tensorflow"``, ``"flax"``, …
         before: The model as it was before its norms were converted.
+        ignored: By patterns of layers' paths, the codes of rules that are ignored there.
     """
 
     accumulation_steps: int = 1
     weights_from: str | None = None
     before: torch.nn.Module | None = None
+    ignored: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+    def ignores(self, path: str, *codes: str) -> bool:
+        """Whether one of these rules is ignored at a layer."""
+        there = [ignored for pattern, ignored in self.ignored.items() if fnmatchcase(path, pattern)]
+        return any(code in each for each in there for code in codes)
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,7 @@ class NormCall:
         same_input: Whether an earlier call of the layer in the same pass had the same tensor as input.
         padding: What looks like padding in its input; None where nothing does.
         domain: Of a layer with statistics for each of several domains, the one whose statistics it moved or used.
+        differentiable: Whether its output can be differentiated: not under ``torch.no_grad``.
     """
 
     batch: int
@@ -122,6 +131,7 @@ class NormCall:
     same_input: bool
     padding: Padding | None = None
     domain: str | None = None
+    differentiable: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +206,8 @@ class Layer:
         training: Its flag as given.
         after_train: Its flag after ``model.train()``; None where no batches were run. So does ``after_eval``.
         after_eval: After ``model.eval()``.
-        frozen: Why it is frozen, by :func:`batchnorm.freeze`, its class or ``momentum=0``; None where it is not.
+        frozen: Why it is frozen, by :func:`batchnorm.freeze`, its class or ``momentum=0``; None where it is not. (Of a
+            class with a ``forward`` of its own it shows where batches are run.)
         in_training: What it did in training mode; None where no batch reached it, or none was run.
         in_evaluation: In evaluation mode.
         gradient: None where there was no backward pass, or it did not reach the layer.
@@ -280,6 +291,8 @@ class Run:
         tracked: By how much ``num_batches_tracked`` of each layer grew in one step of training: the first batch,
             forward and backward.
         losses: Of each batch; empty where no ``loss`` was given and the output holds none.
+        target: The shape and type of the first batch's target: of an (input, target) pair, or an entry with "label" or
+            "target" in its name; None where there is none.
         masks: For each mask that comes with the batches (a dict's entry with "mask" in its name), the share of
             positions that it excludes.
         failure: What ended it; None where nothing did.
@@ -295,6 +308,7 @@ class Run:
     moved_in_backward: frozenset[str] = frozenset()
     tracked: Mapping[str, int] = field(default_factory=dict)
     losses: tuple[float, ...] = ()
+    target: tuple[tuple[int, ...], torch.dtype] | None = None
     masks: Mapping[str, float] = field(default_factory=dict)
     failure: Failure | None = None
     without_backward: str = ""
@@ -357,6 +371,9 @@ class Evidence:
         independence: None where no batch has two samples, or the outputs are no tensors of one row a sample.
         ranks: None in one process.
         settings: What the user said.
+        unread: Paths where running statistics lie, or are used, that no rule looks at, and why.
+        again: Whether the batches can be iterated once more: an iterator gives them once.
+        ends: Whether it is known that they end: they have a length, or no more came than were run.
     """
 
     model: torch.nn.Module | None
@@ -371,6 +388,9 @@ class Evidence:
     independence: Independence | None = None
     ranks: Ranks | None = None
     settings: Settings = field(default_factory=Settings)
+    unread: Mapping[str, str] = field(default_factory=dict)
+    again: bool = True
+    ends: bool = True
 
     def layer(self, path: str) -> Layer | None:
         """The norm of that path."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from array import array
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from ..nn._base import is_batch_norm
 
 __all__ = ["Keeping", "same_bits"]
 
-_CONTAINERS = (dict, OrderedDict, defaultdict, list, set, deque)
+# A container of a class of the user's own is read and filled by the functions of the first of these that it is.
+_CONTAINERS: tuple[Any, ...] = (OrderedDict, defaultdict, dict, list, set, deque)
 
 # As these, values are compared by their bits; of complex128 each part is.
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -29,13 +32,15 @@ class Keeping:
     """Remembers a model, and puts it back: bit for bit, in the same objects.
 
     Of every module the class and the attributes; of these, what dictionaries, lists and sets hold (parameters, buffers,
-    hooks, a cache that ``forward`` fills), however deep; of every tensor among them the memory, the values,
-    ``requires_grad``, ``grad`` and hooks; of arrays the values; of generators of random numbers the state. What lies in
-    other objects of the user's own is not looked at.
+    hooks, a cache that ``forward`` fills), however deep, those of classes of their own (``Counter``) with their
+    attributes; of every tensor among them the memory, the values, ``requires_grad``, ``grad`` and hooks; of arrays and
+    ``bytearray`` the values; of generators of random numbers the state. What lies in other objects of the user's own is
+    not looked at.
 
     Args:
-        model: The model.
+        model: The model; None where only ``also`` is to be remembered.
         optimizer: Its ``param_groups`` and state are remembered as well.
+        also: Further modules and tensors.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
@@ -46,16 +51,29 @@ class Keeping:
         (tensor([0., 0.]), True)
     """
 
-    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        for module in model.modules():
+    def __init__(
+        self,
+        model: torch.nn.Module | None,
+        optimizer: torch.optim.Optimizer | None = None,
+        also: Iterable[torch.nn.Module | Tensor] = (),
+    ) -> None:
+        others = list(also)
+        roots = [each for each in (model, *others) if isinstance(each, torch.nn.Module)]
+        modules = list({id(module): module for root in roots for module in root.modules()}.values())
+        for module in modules:
             if is_batch_norm(module):
                 _ = module.running_mean  # a layer whose last call still waits moves its statistics now, not later
-        self._modules = [(module, type(module), dict(module.__dict__)) for module in model.modules()]
-        self._containers: list[tuple[Any, Any]] = []
+        # Of what is scripted only tensors: the rest lies in C++.
+        scripted = [each for each in modules if isinstance(each, torch.jit.ScriptModule)]
+        own = [each for each in modules if not isinstance(each, torch.jit.ScriptModule)]
+        self._modules = [(module, type(module), dict(module.__dict__)) for module in own]
+        self._containers: list[tuple[Any, Any, Any]] = []
         self._tensors: list[_Kept] = []
         self._arrays: list[tuple[Any, Any]] = []
         self._generators: list[tuple[Callable[[Any], object], Any]] = []
         held = [value for _, _, attributes in self._modules for value in attributes.values()]
+        held += [each for each in others if isinstance(each, Tensor)]
+        held += [tensor for each in scripted for tensor in (*each.parameters(), *each.buffers())]
         self._remember(held if optimizer is None else [*held, optimizer.param_groups, optimizer.state])
 
     def _remember(self, waiting: list[Any]) -> None:
@@ -73,9 +91,14 @@ class Keeping:
                 self._arrays.append((value, value.copy()))
             elif generator is not None:
                 self._generators.append(generator)
-            elif type(value) in _CONTAINERS:
-                self._containers.append((value, value.copy()))
-                waiting.extend(value.values() if isinstance(value, dict) else value)
+            elif isinstance(value, bytearray | array):
+                self._generators.append((partial(value.__setitem__, slice(None)), value[:]))
+            elif isinstance(value, _CONTAINERS):
+                base = next(each for each in _CONTAINERS if isinstance(value, each))
+                self._containers.append((base, value, base.copy(value)))
+                waiting.extend(dict.values(value) if isinstance(value, dict) else base.__iter__(value))
+                if type(value) is not base and hasattr(value, "__dict__"):
+                    waiting.append(value.__dict__)
             elif isinstance(value, tuple):
                 waiting.extend(value)
 
@@ -95,17 +118,14 @@ class Keeping:
                 module.__class__ = cls
             module.__dict__.clear()
             module.__dict__.update(attributes)
-        for container, content in self._containers:
-            container.clear()
-            if isinstance(container, list | deque):
-                container.extend(content)
-            else:
-                container.update(content)
+        for base, container, content in self._containers:
+            base.clear(container)
+            (base.extend if base in (list, deque) else base.update)(container, content)
         with torch.no_grad():
             for kept in self._tensors:
                 kept.restore()
-        for array, values in self._arrays:
-            array[...] = values
+        for kept_array, values in self._arrays:
+            kept_array[...] = values
         for put, state in self._generators:
             put(state)
 

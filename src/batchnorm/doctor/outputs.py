@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["projected", "tensors_in"]
+__all__ = ["projected", "target_of", "tensors_in"]
 
 
 def tensors_in(output: object) -> list[Tensor]:
@@ -31,6 +32,22 @@ def _plain(output: object) -> object:
     if is_dataclass(output) and not isinstance(output, type):
         return {key: _plain(value) for key, value in vars(output).items()}
     return output
+
+
+def target_of(batch: Any) -> tuple[tuple[int, ...], torch.dtype] | None:
+    """The shape and type of a batch's target; None where it has none that is a tensor.
+
+    Example:
+        >>> target_of((torch.zeros(2, 3), torch.tensor([0, 1]))), target_of({"values": torch.zeros(2)})
+        (((2,), torch.int64), None)
+    """
+    target = None
+    if isinstance(batch, Mapping):
+        named = [value for name, value in batch.items() if "label" in str(name) or "target" in str(name)]
+        target = named[0] if named else None
+    elif isinstance(batch, list | tuple) and len(batch) > 1:
+        target = batch[1]
+    return (tuple(target.shape), target.dtype) if isinstance(target, Tensor) else None
 
 
 def projected(tensor: Tensor) -> Tensor:

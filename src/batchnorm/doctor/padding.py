@@ -11,11 +11,15 @@ from torch import Tensor
 from ..population.batches import model_input
 from .evidence import Padding
 
-__all__ = ["padding_of", "valid_positions"]
+__all__ = ["padding_of", "says_of_all", "valid_positions"]
 
 # Where more neighbours than these are equal elsewhere too, as zeros behind a ReLU or letters of a sequence are, equal
 # ones at the end say nothing.
 _PLATEAUS = 0.05
+
+# Around padding a convolution has seen data: of the positions that a mask excludes, so many must be constant where the
+# mask may be another input's.
+_CONSTANT = 0.5
 
 # Constant input stays constant through a convolution but for its roundings: so far apart, in standard deviations,
 # may neighbours lie that count as equal.
@@ -45,7 +49,48 @@ def valid_positions(batch: Any) -> Tensor | None:
     return None
 
 
-def padding_of(input: Tensor, mean: Tensor, var: Tensor, valid: Tensor | None) -> Padding | None:
+def says_of_all(batch: Any, valid: Tensor) -> bool:
+    """Whether what a mask says holds for whatever the batch's inputs become: none of them may be another sequence.
+
+    Of floating-point numbers each input has the mask's positions, and is the only one to have them, or holds one value
+    in a sample where these are excluded.
+
+    Example:
+        >>> valid = torch.tensor([[True, True, True], [True, False, False]])
+        >>> says_of_all({"mask": valid, "values": torch.randn(2, 3)}, valid)
+        True
+        >>> says_of_all({"mask": valid, "values": torch.randn(2, 4, 3), "words": torch.ones(2, 3)}, valid)
+        False
+    """
+    input = model_input(batch)
+    assert isinstance(input, Mapping)
+    samples, length = valid.shape
+    entries = [
+        value
+        for name, value in input.items()
+        if "mask" not in str(name) and isinstance(value, Tensor) and value.dim() > 1 and len(value) == samples
+    ]
+    fitting = [value for value in entries if length in (value.shape[1], value.shape[-1])]
+    return all(
+        any(value is each for each in fitting) and (len(fitting) == 1 or _is_constant_there(value, valid))
+        for value in entries
+        if value.is_floating_point()
+    )
+
+
+def _is_constant_there(value: Tensor, valid: Tensor) -> bool:
+    positions = value.movedim(-1, 1) if value.shape[1] != valid.shape[1] else value
+    excluded = positions.flatten(2) if positions.dim() > 2 else positions[..., None]
+    return all(
+        bool((ends == ends[:1]).all())
+        for sample, kept in zip(excluded, valid.to(value.device), strict=True)
+        if len(ends := sample[~kept])
+    )
+
+
+def padding_of(
+    input: Tensor, mean: Tensor, var: Tensor, valid: Tensor | None, *, certain: bool = True
+) -> Padding | None:
     """The padding among (N, C, L) input, and what it does to the statistics; None where there is none.
 
     Args:
@@ -53,6 +98,7 @@ def padding_of(input: Tensor, mean: Tensor, var: Tensor, valid: Tensor | None) -
         mean: Its mean, (C,) float64 on the CPU.
         var: Its biased variance, likewise.
         valid: Which positions of the batch are no padding, (N, T), where masks say so: T may be another length.
+        certain: Whether that must be so of this input (:func:`says_of_all`); else it counts if it looks so too.
     """
     samples, _, length = input.shape
     if length < 2 or not input.numel():
@@ -63,7 +109,8 @@ def padding_of(input: Tensor, mean: Tensor, var: Tensor, valid: Tensor | None) -
         # A layer with stride has fewer positions: each stands for those above it, and the middle one decides.
         above = ((torch.arange(length) + 0.5) * (valid.shape[1] / length)).long()
         kept = valid.to(input.device)[:, above.to(input.device)]
-    else:
+        by_mask = certain or _looks_so(input, var, kept)
+    if not by_mask:
         kept = torch.arange(length, device=input.device) < (length - _constant_ends(input, var))[:, None]
     padded = int(kept.numel() - kept.sum())
     if padded in (0, kept.numel()):
@@ -81,13 +128,25 @@ def padding_of(input: Tensor, mean: Tensor, var: Tensor, valid: Tensor | None) -
     )
 
 
+def _equal_neighbours(input: Tensor, var: Tensor) -> Tensor:
+    """Whether the values of two positions are the same, (N, L - 1)."""
+    near = (_ROUNDING * var.clamp(min=0).sqrt()).to(input.device, input.dtype)[:, None]
+    return ((input[:, :, 1:] - input[:, :, :-1]).abs() <= near).all(dim=1)
+
+
+def _looks_so(input: Tensor, var: Tensor, kept: Tensor) -> bool:
+    """Whether the positions that are not kept are constant, and the others are not."""
+    equal, excluded = _equal_neighbours(input, var), ~kept[:, 1:] & ~kept[:, :-1]
+    constant, plateaus = int((equal & excluded).sum()), int((equal & ~excluded).sum())
+    return constant > _CONSTANT * int(excluded.sum()) and plateaus <= _PLATEAUS * int((~excluded).sum())
+
+
 def _constant_ends(input: Tensor, var: Tensor) -> Tensor:
     """How many positions at the end of each sample belong to a stretch that is constant, (N,); 0 where there is none.
 
     The very last positions may differ, where a convolution has seen its own padding with zeros: fewer than are equal.
     """
-    near = (_ROUNDING * var.clamp(min=0).sqrt()).to(input.device, input.dtype)[:, None]
-    equal = ((input[:, :, 1:] - input[:, :, :-1]).abs() <= near).all(dim=1).flip(1)
+    equal = _equal_neighbours(input, var).flip(1)
     edge = equal.to(torch.int8).argmax(dim=1)  # how many differ before the stretch begins, from the end
     behind = torch.arange(equal.shape[1], device=input.device) >= edge[:, None]
     run = (equal | ~behind).to(torch.int64).cumprod(dim=1).sum(dim=1) - edge

@@ -11,7 +11,7 @@ from ..errors import ArgumentError
 from . import rules
 from .rule import Rule
 
-__all__ = ["registered", "rule_of", "select"]
+__all__ = ["matching", "registered", "rule_of", "select"]
 
 
 @cache
@@ -53,19 +53,29 @@ def select(chosen: Iterable[str] | None = None, ignored: Iterable[str] | None = 
         ignored: Likewise.
 
     Raises:
-        ArgumentError: One of these means no rule.
+        ArgumentError: One of these means no rule, or none is left.
 
     Example:
         >>> [rule.code for rule in select(["BN00"], ["poisoned-statistics"])][:4]
         ['BN001', 'BN002', 'BN003', 'BN005']
     """
     known = registered()
-    wanted = set(known) if chosen is None else _matching(chosen)
-    left_out = _matching(ignored or ())
+    wanted = set(known) if chosen is None else matching(chosen)
+    left_out = matching(ignored or ())
+    if wanted <= left_out:
+        raise ArgumentError(
+            "no rule is left." if wanted else "no rule is selected.",
+            "leave select out for all rules, and ignore fewer.",
+        )
     return [rule for code, rule in known.items() if code in wanted and code not in left_out]
 
 
-def _matching(words: Iterable[str]) -> set[str]:
+def matching(words: Iterable[str]) -> set[str]:
+    """The codes of the rules that words mean: codes, the beginnings of codes, or names.
+
+    Raises:
+        ArgumentError: One of these means no rule.
+    """
     words = [words] if isinstance(words, str) else list(words)
     found = set()
     for word in words:

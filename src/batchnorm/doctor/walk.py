@@ -7,8 +7,9 @@ from typing import Any
 
 from ..nn._base import is_batch_norm
 from ..surgery.graph import Call, Value, operator_name
+from .dropout import RECURRENT, recurrent_dropout
 
-__all__ = ["by_batch", "dropouts_before", "normalized", "reached", "turned_off"]
+__all__ = ["by_batch", "dropouts_before", "normalized", "reached", "renormalizes", "turned_off"]
 
 _TAKES_MOMENTS = {"batchnorm.forward", "batchnorm.train", "batchnorm.moments"}
 _DROPOUTS = {
@@ -53,13 +54,18 @@ def renormalizes(call: Call) -> bool:
 
 
 def live_dropout(call: Call) -> bool:
-    """Whether a call drops values out: dropout that has a probability over 0 in training, or stochastic depth."""
+    """Whether a call drops values out: with a probability over 0 in training, or as a layer of stochastic depth."""
     for name, args, named in _steps(call):
         probability = _argument(args, named, 1, "p")
         if name in _DROPOUTS and _argument(args, named, 2, "train") is not False and probability:
             return True
         if name == "aten.scaled_dot_product_attention" and _argument(args, named, 4, "dropout_p"):
             return True
+        if name.removeprefix("aten.") in RECURRENT:
+            place = recurrent_dropout(args)
+            layers, probability, train = args[place - 1 : place + 2]
+            if train and probability and layers > 1:
+                return True
     return turned_off(call)
 
 

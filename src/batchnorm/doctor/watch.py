@@ -20,6 +20,7 @@ from ..surgery.kinds import activation_of
 from .evidence import Gradient, LayerRun, NormCall
 from .histogram import Histogram
 from .keeping import same_bits
+from .own_forward import has_own_forward, normalizes_by_batch
 from .padding import padding_of
 
 __all__ = ["Watch", "Watched", "buffers_of", "differ"]
@@ -112,6 +113,7 @@ class Watch:
     Attributes:
         batch: Which batch runs.
         valid: Which of its positions are no padding (:func:`valid_positions`).
+        certain: Whether that holds for all that norms are given (:func:`says_of_all`).
         records: Whether calls are recorded; else only ``first_sample`` is kept.
         order: Paths by their first call.
     """
@@ -121,6 +123,7 @@ class Watch:
         self.watched = {path: Watched(path, layer) for path, layer in layers}
         self.batch, self.records = 0, True
         self.valid: Tensor | None = None
+        self.certain = True
         self.order: dict[str, None] = {}
         # Of the last call of each norm, the shape of its input, and the buffers before it.
         self._shapes: dict[str, tuple[int, ...] | None] = {}
@@ -194,7 +197,12 @@ class Watch:
             count, mean, var = _moments(input, mask)
         else:
             count, mean, var = torch.tensor(0), torch.full((0,), torch.nan), torch.full((0,), torch.nan)
+        moved = differ(before, buffers_of(layer))
         by_batch = layer.training or layer.running_mean is None
+        if has_own_forward(layer):
+            comparable = fits and int(count) and output.shape == input.shape and given.residual is None
+            after = _moments(output, mask)[1:] if comparable else None
+            by_batch = normalizes_by_batch(layer, (mean, var), after, moved=moved)
         earlier = [call for call in watched.calls if call.batch == self.batch and call.shape == tuple(input.shape)]
         # Another sweep over the values, for those inputs that need it.
         finite = None if bool(torch.isfinite(mean).all() & torch.isfinite(var).all()) else torch.isfinite(input)
@@ -208,15 +216,16 @@ class Watch:
                 var=var,
                 nonfinite=0 if finite is None else int(finite.numel() - finite.sum()),
                 by_batch=by_batch,
-                moved=differ(before, buffers_of(layer)),
+                moved=moved,
                 recomputed=recomputed,
                 masked=mask is not None,
                 # By value: the memory of an input that is gone may be that of the next.
                 same_input=any(torch.equal(call.mean, mean) and torch.equal(call.var, var) for call in earlier),
-                padding=padding_of(input, mean, var, self.valid)
+                padding=padding_of(input, mean, var, self.valid, certain=self.certain)
                 if fits and mask is None and input.dim() == 3
                 else None,
                 domain=layer.domain if isinstance(layer, DomainNorm) else None,
+                differentiable=output.requires_grad,
             )
         )
         if recomputed or not fits or not int(count):

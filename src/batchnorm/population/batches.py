@@ -21,7 +21,7 @@ class Batches:
     """The batches that statistics are taken over: one pass after the other, each ended at ``max_samples``.
 
     Args:
-        given: Tensors, (input, target) pairs, dicts of keywords, or whatever ``forward`` takes; or one tensor.
+        given: Tensors, (input, target) pairs, dicts of keywords, or whatever ``forward`` takes; or one tensor or dict.
         max_samples: A pass ends with the batch that reaches it.
         forward: Called as ``forward(model, batch)`` in place of the model.
     """
@@ -33,7 +33,10 @@ class Batches:
             raise ArgumentError("batches is a data set.", "give torch.utils.data.DataLoader(data, batch_size=…).")
         if max_samples is not None and max_samples < 1:
             raise ArgumentError(f"max_samples is {max_samples}.", "give a number of samples, or None for all.")
-        self._given: Iterable[Any] = [given] if isinstance(given, Tensor) else given
+        if _is_a_pair(given):
+            raise ArgumentError("batches is one (input, target) pair.", "give a list of pairs: batches=[(x, y)].")
+        # What iterating a dict gives is the names of its entries.
+        self._given: Iterable[Any] = [given] if isinstance(given, Tensor | Mapping) else given
         if not hasattr(type(self._given), "__iter__") and not hasattr(type(self._given), "__getitem__"):
             raise ArgumentError(
                 f"batches is a {type(given).__name__}, which cannot be iterated.", "give a loader or a list."
@@ -53,7 +56,7 @@ class Batches:
             return None
         try:
             return len(self._given)  # type: ignore[arg-type]
-        except TypeError:
+        except (TypeError, NotImplementedError):  # some data sets of streams raise the second
             return None
 
     def __iter__(self) -> Iterator[tuple[Any, int | None]]:
@@ -90,6 +93,16 @@ class Batches:
             f"a batch is a {type(batch).__name__}, and it is not clear how the model takes it.",
             "say so: forward=lambda model, batch: model(batch.x, batch.y).",
         )
+
+
+def _is_a_pair(given: object) -> bool:
+    """Whether this is one batch of samples with classes, as a loader gives it, and no list of two batches."""
+    if not isinstance(given, list | tuple) or len(given) != 2 or not all(isinstance(each, Tensor) for each in given):
+        return False
+    input, target = given
+    if input.dim() < 2 or not target.dim() or len(input) != len(target):
+        return False
+    return target.dim() == 1 or input.is_floating_point() != target.is_floating_point()
 
 
 def _fits(model: torch.nn.Module, keywords: Mapping[str, Any]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import operator
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -19,7 +21,14 @@ from .example import said
 from .graph import Call, Graph, Value, operator_name
 from .randomness import seeded
 
-__all__ = ["append", "quiet"]
+__all__ = ["append", "quiet", "uninterrupted"]
+
+# Whose handlers raise, where one wants a program to stop; Windows has not all of them.
+_STOPS = [
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if name in signal.Signals.__members__
+]
 
 # These ask for the sizes or the dtype of an argument, by its place, and never for its values.
 _SIZES_OF = {
@@ -35,7 +44,7 @@ def append(
 ) -> str:
     """Adds the calls of a module that traces whole; else says why it does not."""
     try:
-        with quiet(), seeded():
+        with uninterrupted(), quiet(), seeded():
             program = torch.export.export(module, positional, named, strict=False)
     except Exception as error:  # export raises what the model's code does, and many kinds of its own
         return said(error)
@@ -47,6 +56,27 @@ def _is_leaf(module: torch.nn.Module) -> bool:
     """Whether all of a module's operators make one call of the graph."""
     # What a norm with domains holds are statistics, which nobody calls.
     return not module._modules or isinstance(module, DomainNorm)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Holds back, in the main thread, what ends a program, and delivers it afterwards to the user's own handlers.
+
+    An exception that a handler raises while ``torch.export`` is in C++ may end the process: "terminate called".
+    """
+    # None is a handler that was not set in Python: that cannot be put back. Those of the system do not raise.
+    own = threading.current_thread() is threading.main_thread()
+    handlers = {each: handler for each in _STOPS if own and callable(handler := signal.getsignal(each))}
+    came: dict[int, None] = {}
+    try:
+        for each in handlers:
+            signal.signal(each, lambda number, _: came.setdefault(number))
+        yield
+    finally:
+        for each in reversed(handlers):  # Ctrl-C last: with it the next one can end this
+            signal.signal(each, handlers[each])
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import batchnorm
+from doctor.own_forward import FrozenByForward, ScaleAndShift
 from doctor.plant import Case, healthy, planted
 
 
@@ -54,7 +55,7 @@ def momentum_too_small_for_the_steps() -> Case:
 @planted("BN001", "1")
 def data_that_are_scaled_otherwise() -> Case:
     data = batches()
-    return Case(train(network(), data, 12), [255 * input for input, _ in data])
+    return Case(train(network(), data, 12), _scaled(data))
 
 
 @planted("BN001", "1", "4")
@@ -115,6 +116,38 @@ def frozen_on_other_data() -> Case:
     case = data_that_are_scaled_otherwise()
     batchnorm.freeze(case.model)
     return case
+
+
+@healthy("BN001")
+def frozen_by_a_forward_of_its_own() -> Case:
+    model = nn.Sequential(FrozenByForward.trained(3), nn.ReLU(), ScaleAndShift.trained(3))
+    return Case(model, [torch.randn(64, 3, 8, 8) for _ in range(4)])
+
+
+@healthy("BN002")
+@healthy("BN015")
+def frozen_by_a_forward_of_its_own_and_shared() -> Case:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = FrozenByForward.trained(3), ScaleAndShift.trained(3)
+
+        def forward(self, input: Tensor) -> Tensor:
+            return self.second(self.first(input)) + self.second(self.first(3 * input[..., ::2] + 2)).mean()
+
+    return Case(Twice().requires_grad_(False), [torch.randn(64, 3, 8, 8, requires_grad=True) for _ in range(4)])
+
+
+@planted("BN001", "1")
+def before_one_that_is_frozen_by_a_forward_of_its_own() -> Case:
+    # The mend leaves that one as it is.
+    data = batches()
+    model = train(network(), data, 12)
+    return Case(model.append(nn.Unflatten(1, (2, 1, 1))).append(FrozenByForward.trained(2)), _scaled(data))
+
+
+def _scaled(data: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    return [255 * input for input, _ in data]
 
 
 @healthy("BN001")

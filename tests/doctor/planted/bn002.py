@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import batchnorm
+from doctor.own_forward import FrozenByForward
 from doctor.plant import Case, healthy, planted
 
 
@@ -66,6 +68,48 @@ def without_gamma_and_beta() -> Case:
 @planted("BN002", "1")
 def a_whole_model_fixed_but_in_training_mode() -> Case:
     return Case(backbone().requires_grad_(False), batches())
+
+
+class WithoutGradient(Network):
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.no_grad():
+            hidden = self.backbone(input)
+        return self.head(hidden)
+
+
+@planted("BN002", "backbone.1")
+def backbone_under_no_grad() -> Case:
+    return Case(WithoutGradient(), batches())
+
+
+@planted("BN002", "backbone.1")
+def an_optimizer_of_the_head() -> Case:
+    model = Network()
+    return Case(model, batches(), optimizer=torch.optim.SGD(model.head.parameters(), 0.1))
+
+
+@healthy("BN002")
+def an_optimizer_of_all_and_a_checkpoint() -> Case:
+    class Checkpointed(Network):
+        def forward(self, input: Tensor) -> Tensor:
+            return self.head(checkpoint(self.backbone[1:], self.backbone[0](input), use_reentrant=True))
+
+    model = Checkpointed()
+    return Case(model, batches(), optimizer=torch.optim.SGD(model.parameters(), 0.1))
+
+
+@healthy("BN002")
+def a_moving_average_under_no_grad_with_an_optimizer_of_the_other() -> Case:
+    model = Momentum()
+    model.key.requires_grad_(True)
+    return Case(model, batches(), optimizer=torch.optim.SGD(model.query.parameters(), 0.1))
+
+
+@healthy("BN002")
+def frozen_by_a_forward_of_its_own_without_batches() -> Case:
+    model = nn.Sequential(FrozenByForward.trained(3), nn.Conv2d(3, 4, 3))
+    model[0].requires_grad_(False)
+    return Case(model)
 
 
 @healthy("BN002")

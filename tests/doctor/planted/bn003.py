@@ -2,9 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import batchnorm
+from doctor.own_forward import FrozenByForward
 from doctor.plant import Case, healthy, planted
 
 
@@ -48,6 +49,11 @@ def our_layer_raises() -> Case:
     return Case(batchnorm.convert(perceptron(), "batch"), [torch.randn(1, 4)])
 
 
+@planted("BN003", "1")
+def batches_of_one() -> Case:
+    return Case(perceptron(), loader(8, 1))
+
+
 @planted("BN003", "")
 def the_last_batch_of_many() -> Case:
     # It is not among those that are run.
@@ -57,6 +63,19 @@ def the_last_batch_of_many() -> Case:
 @planted("BN003", "")
 def a_small_last_batch() -> Case:
     return Case(perceptron(), loader(64 + 7, 64))
+
+
+@planted("BN003", "")
+def a_sampler_of_batches_that_keeps_the_rest() -> Case:
+    data = TensorDataset(torch.randn(32 * 20 + 1, 4))
+    return Case(perceptron(), DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 32, drop_last=False)))
+
+
+@planted("BN003", "")
+def a_last_batch_of_one_image() -> Case:
+    # Of values it has enough.
+    data = TensorDataset(torch.randn(16 + 1, 3, 16, 16))
+    return Case(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), DataLoader(data, 16, shuffle=True))
 
 
 @planted("BN003", "4")
@@ -74,6 +93,17 @@ def ghost_batches() -> Case:
 @healthy("BN003")
 def the_same_without_its_last_batch() -> Case:
     return Case(perceptron(), loader(64 + 7, 64, drop_last=True))
+
+
+@healthy("BN003")
+def a_sampler_of_batches_that_drops_the_rest() -> Case:
+    data = TensorDataset(torch.randn(64 + 7, 4))
+    return Case(perceptron(), DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), 64, drop_last=True)))
+
+
+@healthy("BN003")
+def frozen_by_a_forward_of_its_own() -> Case:
+    return Case(nn.Sequential(nn.Conv2d(3, 4, 3), FrozenByForward.trained(4)), [torch.randn(1, 3, 8, 8)])
 
 
 @healthy("BN003")

@@ -39,6 +39,31 @@ def overflow_in_a_checkpoint() -> Case:
     return Case(model.state_dict())
 
 
+@planted("BN004", "1")
+def nan_in_the_data() -> Case:
+    given = batches()
+    given[1].fill_(torch.nan)
+    return Case(network(), given)
+
+
+@planted("BN004", "4")
+def infinity_where_our_layer_lets_it_through() -> Case:
+    model = network()
+    model[1] = batchnorm.BatchNorm2d(4)
+    given = batches()
+    given[0][0, 0, 4, 4] = torch.inf
+    return Case(model, given)
+
+
+@healthy("BN004")
+def frozen_where_nan_comes() -> Case:
+    model = network()
+    batchnorm.freeze(model)
+    given = batches()
+    given[0][0, 0, 4, 4] = torch.nan
+    return Case(model, given)
+
+
 @healthy("BN004")
 def large_but_true() -> Case:
     model = network()
@@ -51,4 +76,12 @@ def large_but_true() -> Case:
 def nan_with_our_layers() -> Case:
     model = batchnorm.convert(network(), "batch")
     model(torch.full((2, 3, 8, 8), torch.nan))
+    return Case(model)
+
+
+@planted("BN004", "1", "4")
+def gamma_and_beta_after_a_bad_step() -> Case:
+    model = network()
+    model[1].weight.data[2] = torch.nan
+    model[4].bias.data[0] = -torch.inf
     return Case(model)

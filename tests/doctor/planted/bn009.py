@@ -105,6 +105,40 @@ def zeros_behind_a_relu() -> Case:
     return Case(nn.Sequential(nn.Conv1d(3, 1, 1), nn.ReLU(), nn.BatchNorm1d(1)), [torch.randn(8, 3, 40)])
 
 
+class WithText(Network):
+    """Its mask is that of a text beside the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 6)
+
+    def forward(self, values: Tensor, words: Tensor, attention_mask: Tensor) -> Tensor:
+        return super().forward(values) + (self.embedding(words) * attention_mask[..., None]).mean(1)
+
+
+def _with_text(length: int, values: Tensor) -> dict[str, Tensor]:
+    words = torch.randint(9, (4, 40))
+    # What changes along the sequence is another one if its end is left out.
+    values = values[..., :length] + torch.linspace(-2, 2, length)
+    return {"values": values, "words": words, "attention_mask": (torch.arange(40) < LENGTHS[:, None]).long()}
+
+
+@healthy("BN009")
+def a_mask_of_the_text_beside_it() -> Case:
+    return Case(WithText(), [_with_text(40, torch.randn(4, 3, 40)) for _ in range(3)])
+
+
+@healthy("BN009")
+def a_mask_of_a_longer_text() -> Case:
+    return Case(WithText(), [_with_text(32, torch.randn(4, 3, 40)) for _ in range(3)])
+
+
+@planted("BN009", "first_norm", "second_norm")
+def a_mask_of_both() -> Case:
+    text = [{**_with_text(40, torch.randn(4, 3, 40)), "values": padded()["values"]} for _ in range(3)]
+    return Case(WithText(), text)
+
+
 @healthy("BN009")
 def frozen_statistics() -> Case:
     model = Network()

@@ -112,3 +112,11 @@ def taken_anew() -> Case:
     model = target_without_buffers()
     batchnorm.recalibrate(model, batches())
     return Case(deepcopy(model), batches())
+
+
+@planted("BN010", "0")
+def a_momentum_of_zero_from_the_start() -> Case:
+    model = nn.Sequential(nn.BatchNorm1d(4, momentum=0.0), nn.Linear(4, 2))
+    for batch in batches():
+        model(batch)
+    return Case(model, batches())

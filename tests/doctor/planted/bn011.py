@@ -25,3 +25,13 @@ def cumulative_average_and_half() -> Case:
 @healthy("BN011")
 def no_statistics_to_average() -> Case:
     return Case(nn.Sequential(nn.BatchNorm1d(4, momentum=0.99, track_running_stats=False)))
+
+
+@planted("BN011", "0", "1")
+def no_average() -> Case:
+    return Case(nn.Sequential(nn.BatchNorm1d(4, momentum=1.5), nn.BatchNorm1d(4, momentum=-0.1)))
+
+
+@healthy("BN011")
+def kept_by_a_momentum_of_zero() -> Case:
+    return Case(nn.Sequential(nn.BatchNorm1d(4, momentum=0.0)))

@@ -75,6 +75,13 @@ def half_of_the_statistics() -> Case:
     return Case(model)
 
 
+@planted("BN013", "0")
+def the_other_half_of_the_statistics() -> Case:
+    model = nn.Sequential(nn.BatchNorm1d(4, dtype=torch.float64))
+    model[0].running_mean = None
+    return Case(model)
+
+
 @planted("BN013", "1")
 def gamma_without_affine() -> Case:
     model = network()

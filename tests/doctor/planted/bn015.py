@@ -111,3 +111,20 @@ def nothing_is_shared() -> Case:
     model = nn.Sequential(network(), nn.BatchNorm2d(8, track_running_stats=False))
     batchnorm.freeze(model, where=lambda path, _: path == "0.1")
     return Case(model, batches(), options={"forward": step})
+
+
+@planted("BN015", "1")
+def generated_images_of_another_variance() -> Case:
+    # A factor 2.2: of the real ones' variance, in every batch.
+    def step(model, real):
+        return model(real), model(2.2**0.5 * real.flip(0))
+
+    return Case(network(), batches(samples=32), options={"forward": step})
+
+
+@healthy("BN015")
+def twins_with_long_tails_in_four_batches() -> Case:
+    def step(model, pair):
+        return model(pair[::2].exp()), model(pair[1::2].exp())
+
+    return Case(network(), batches(samples=16), options={"forward": step})

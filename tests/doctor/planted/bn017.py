@@ -53,23 +53,67 @@ def of_a_function() -> Case:
     return Case(Functional().eval(), IMAGES)
 
 
-@planted("BN017", "first", "second")
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.first, self.second = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, input):
+        shared = self.conv(input)
+        return self.first(shared) + self.second(shared).relu()
+
+
+@planted("BN017", "first")
 def one_output_for_two_norms() -> Case:
-    class Two(nn.Module):
+    return Case(Two(), IMAGES)
+
+
+@planted("BN017", "first")
+def one_bias_of_two_layers() -> Case:
+    class Tied(Two):
         def __init__(self):
             super().__init__()
-            self.conv, self.first, self.second = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+            self.other = nn.Conv2d(3, 4, 1)
+            self.other.bias = self.conv.bias
 
         def forward(self, input):
-            shared = self.conv(input)
-            return self.first(shared) + self.second(shared).relu()
+            return self.first(self.conv(input)) + self.second(self.other(input)).relu()
 
-    return Case(Two(), IMAGES)
+    return Case(Tied(), IMAGES)
+
+
+@planted("BN017", "first")
+def one_layer_called_twice() -> Case:
+    class Twice(Two):
+        def forward(self, input):
+            return self.first(self.conv(input)) - self.first(self.conv(2 * input))
+
+    return Case(Twice(), IMAGES)
 
 
 @healthy("BN017")
 def without_a_bias() -> Case:
     return Case(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)), IMAGES)
+
+
+@healthy("BN017")
+def a_running_mean_shared_by_a_layer_without_one() -> Case:
+    class Mixed(Two):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Conv2d(3, 4, 1, bias=False)
+
+        def forward(self, input):
+            return self.first(self.conv(input)) + self.first(self.other(input))
+
+    return Case(Mixed(), IMAGES)
+
+
+@healthy("BN017")
+def parametrized() -> Case:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    nn.utils.parametrize.register_parametrization(model[0], "bias", nn.Identity())
+    return Case(model, IMAGES)
 
 
 @healthy("BN017")

@@ -89,6 +89,31 @@ def on_attention() -> Case:
     return Case(Attends(), [torch.randn(8, 12, 16) for _ in range(4)])
 
 
+class Recurrent(nn.Module):
+    def __init__(self, layers: int = 2, kind=nn.LSTM):
+        super().__init__()
+        self.recurrent, self.norm = kind(8, 32, layers, batch_first=True), nn.BatchNorm1d(32)
+        self.recurrent.dropout = 0.5
+
+    def forward(self, input):
+        return self.norm(self.recurrent(input)[0][:, -1])
+
+
+@planted("BN018", "norm")
+def between_the_layers_of_an_lstm() -> Case:
+    return Case(Recurrent(), [torch.randn(64, 10, 8) for _ in range(4)])
+
+
+@planted("BN018", "norm")
+def between_the_layers_of_a_gru() -> Case:
+    return Case(Recurrent(kind=nn.GRU), [torch.randn(64, 10, 8) for _ in range(4)])
+
+
+@healthy("BN018")
+def one_recurrent_layer_drops_nothing() -> Case:
+    return Case(Recurrent(layers=1), [torch.randn(64, 10, 8) for _ in range(4)])
+
+
 @healthy("BN018")
 def behind_the_last_norm() -> Case:
     layers = nn.Linear(32, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 64)

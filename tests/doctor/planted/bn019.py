@@ -54,6 +54,22 @@ def it_raises() -> Case:
     return Case(nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU()), sequences(8, 3))
 
 
+@planted("BN019", "1")
+def along_the_last_dimension_of_what_is_unknown() -> Case:
+    return Case(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), sequences(8, 8))
+
+
+@healthy("BN019")
+def along_the_positions_of_channels() -> Case:
+    stem = nn.Conv1d(3, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU()
+    return Case(nn.Sequential(*stem, nn.Linear(8, 8), nn.BatchNorm1d(8)), sequences(3, 8))
+
+
+@healthy("BN019")
+def along_the_positions_of_normed_input() -> Case:
+    return Case(nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 8), nn.BatchNorm1d(8)), sequences(8, 8))
+
+
 @healthy("BN019")
 def transposed_as_it_should_be() -> Case:
     return Case(

@@ -72,6 +72,63 @@ def a_residual_branch_that_begins_at_zero() -> Case:
     return Case(Residual(), batches())
 
 
+class Apart(nn.Module):
+    """The branch goes on behind its norm, and is added in ways of its own."""
+
+    def __init__(self, tail: nn.Module, add=torch.add) -> None:
+        super().__init__()
+        self.branch, self.tail, self.add = Residual(), tail, add
+
+    def forward(self, input: Tensor) -> Tensor:
+        hidden = self.branch.stem(input)
+        return torch.relu(self.add(hidden, self.tail(self.branch.branch(hidden))))
+
+
+class Shuffled(nn.Module):
+    def forward(self, input: Tensor) -> Tensor:
+        first, second = input.chunk(2, 1)
+        return torch.where(input > -9, torch.cat([second, first], 1), torch.zeros_like(input))
+
+
+@healthy("BN020")
+def residual_branches_that_go_on() -> Case:
+    tails = nn.Dropout2d(0.1), nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(3, 1, 1), Shuffled(), nn.Conv2d(8, 8, 1, bias=False)
+    upsampled = nn.Sequential(nn.AvgPool2d(2), nn.Upsample(scale_factor=2))
+    model = nn.Sequential(*(nn.Sequential(Apart(tail), nn.Conv2d(8, 3, 1)) for tail in (*tails, upsampled)))
+    return Case(model, [torch.randn(8, 3, 16, 16) for _ in range(3)])
+
+
+@healthy("BN020")
+def residual_branches_that_are_not_simply_added() -> Case:
+    sums = (
+        *(lambda x, y: torch.stack((x, y)).sum(0), lambda x, y: torch.lerp(x, y, 0.5)),
+        *(lambda x, y: x.addcmul(y, y), lambda x, y: x.relu().add_(y)),
+    )
+    model = nn.Sequential(*(nn.Sequential(Apart(nn.Identity(), add), nn.Conv2d(8, 3, 1)) for add in sums))
+    return Case(model, [torch.randn(8, 3, 14, 14) for _ in range(3)])
+
+
+@planted("BN020", "0.branch.branch.1")
+def what_is_added_is_no_data_or_its_own() -> Case:
+    class Position(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position = nn.Parameter(torch.randn(8, 1, 1))
+
+        def forward(self, input: Tensor) -> Tensor:
+            return input + self.position + input.mean()
+
+    return Case(nn.Sequential(Apart(Position(), lambda _, y: y), nn.Conv2d(8, 2, 1)), batches())
+
+
+@planted("BN020", "branch.1", "branch.4")
+def within_a_residual_branch() -> Case:
+    """Behind it comes another norm, whose input is constant then."""
+    model = Residual()
+    model.branch = nn.Sequential(*model.branch[:2], nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    return Case(model, batches())
+
+
 @healthy("BN020")
 def one_of_our_layers_that_adds_it() -> Case:
     class Fused(Residual):

@@ -133,5 +133,16 @@ def segmentation_at_twice_the_size() -> Case:
 
 
 @healthy("BN023")
+def three_kinds_at_twice_the_size() -> Case:
+    pairs = [(IMAGES, torch.zeros(4, 16, 16, dtype=torch.int64))]
+    return Case(Maps(3), pairs, F.cross_entropy)
+
+
+@planted("BN023", "body.1")
+def an_image_that_is_the_target() -> Case:
+    return Case(Maps(3), [(IMAGES, torch.rand(4, 3, 16, 16))], F.mse_loss)
+
+
+@healthy("BN023")
 def depth_at_twice_the_size() -> Case:
     return Case(Maps(1), IMAGES)

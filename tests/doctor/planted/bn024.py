@@ -21,6 +21,12 @@ def no_statistics() -> Case:
     )
 
 
+@planted("BN024", "1")
+def no_statistics_without_gamma() -> Case:
+    norm = nn.BatchNorm1d(6, eps=1e-2, affine=False, track_running_stats=False)
+    return Case(nn.Sequential(nn.Linear(4, 6), norm, nn.Linear(6, 2)).double(), [each.double() for each in batches()])
+
+
 class Deaf(nn.BatchNorm1d):
     """Stays in training mode: its author forgot that ``eval`` calls this."""
 

@@ -18,9 +18,14 @@ def from_keras() -> Case:
 
 
 @planted("BN026", "4")
-def keras_habit_in_weights_of_torch() -> Case:
-    model = network(1e-3, 1e-3)
-    return Case(model, [torch.randn(8, 4)], options={"weights_from": "torch"})
+def from_chainer() -> Case:
+    return Case(network(1e-5, 2e-4), [torch.randn(8, 4)], options={"weights_from": "chainer"})
+
+
+@healthy("BN026")
+def somebody_chose_it() -> Case:
+    # As the ports of ResNet and DenseNet from Keras have to.
+    return Case(network(1.001e-5, 0.01), options={"weights_from": "keras"})
 
 
 @healthy("BN026")

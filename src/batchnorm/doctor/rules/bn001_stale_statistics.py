@@ -60,8 +60,9 @@ Give the data that evaluation will see, as training prepared them; and if they a
 ## Fix safety
 
 The statistics of the model's norms are taken anew over all batches (`batchnorm.recalibrate`). That is right if these
-batches are the data that the model is for, and prepared as in training. A finding of the whole model has a fix where
-the batches have at least 32 samples: below that one pass over them is too coarse, and the mend goes layer by layer.
+batches are the data that the model is for, and prepared as in training. Layers whose own `forward` uses the running
+statistics in training too keep theirs. A finding of the whole model has a fix where the batches have at least 32
+samples: below that one pass over them is too coarse, and the mend goes layer by layer.
 
 ## References
 
@@ -83,7 +84,7 @@ from ...population.layers import tracked_norms
 from ..drift import Drift, drift
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Measurement
-from ..mends import recalibration
+from ..mends import recalibrating, recalibration
 from ..rule import Need, Rule
 from .bn010_default_statistics import is_default
 
@@ -110,10 +111,10 @@ class _Seen:
     @property
     def stale(self) -> bool:
         least = SHARE * self.training.channels
-        return min(self.training.beyond(SHIFT, RATIO), self.evaluation.beyond(SHIFT, RATIO)) >= least
+        return min(self.training.beyond(SHIFT, RATIO), self.evaluation.beyond(SHIFT, RATIO)) > least
 
     def fed_otherwise(self, shift: float, ratio: float) -> bool:
-        return self.evaluation.beyond(shift, ratio) >= FED_CHANNELS * self.evaluation.channels
+        return self.evaluation.beyond(shift, ratio) > FED_CHANNELS * self.evaluation.channels
 
 
 class StaleStatistics(Rule):
@@ -149,15 +150,15 @@ class StaleStatistics(Rule):
                 f"{found.beyond(SHIFT, RATIO)} of {found.channels} channels have other running statistics than their "
                 f"input ({_typical(found)}){_left(layer)}{words}.",
                 measured,
-                "batchnorm.recalibrate(model, batches)",
-                severity="error" if worse or far >= SHARE * found.channels else "warning",
+                recalibrating(evidence),
+                severity="error" if worse or far > SHARE * found.channels else "warning",
                 fix=recalibration(evidence) if layer.path in moving else None,
             )
         # It was run with all in training mode: behind a norm that is kept in evaluation mode, that tells nothing.
         held = any(
             layer.has_statistics and layer.frozen is None and layer.path not in moving for layer in evidence.layers
         )
-        if behind and not stale and not held and len(behind) >= FED_LAYERS * len(seen):
+        if behind and not stale and not held and len(behind) > FED_LAYERS * len(seen):
             yield self._of_model(evidence, behind, len(seen), least)
 
     def _of_model(
@@ -177,7 +178,7 @@ class StaleStatistics(Rule):
                 "norms with other input": Measurement(len(behind), FED_LAYERS * layers),
                 **_measured(worst.evaluation, *least),
             },
-            f"batchnorm.recalibrate(model, batches{order})",
+            recalibrating(evidence, order),
             severity="error" if worse else "warning",
             fix=recalibration(evidence) if one_pass else None,
         )
@@ -206,19 +207,28 @@ def _seen(layer: Layer, moving: set[str]) -> _Seen | None:
 
 def _measured(found: Drift, shift: float, ratio: float) -> dict[str, Measurement]:
     return {
-        "median shift of the mean": Measurement(found.typical_shift, shift, unit="standard deviations"),
-        "median factor of the variance": Measurement(found.typical_ratio, ratio),
+        "largest shift of the mean": Measurement(_largest_shift(found), shift, unit="standard deviations"),
+        "largest factor of the variance": Measurement(_largest_ratio(found), ratio),
+        "median shift of the mean": Measurement(found.typical_shift, unit="standard deviations"),
+        "median factor of the variance": Measurement(found.typical_ratio),
         "standard error of the shift": Measurement(found.shift_error, unit="standard deviations"),
         "standard error of the factor": Measurement(float(np.exp(found.ratio_error))),
     }
 
 
 def _typical(found: Drift) -> str:
-    shift, ratio = float(found.shift.max()), float(np.exp(np.abs(np.log(found.ratio)).max()))
     return (
-        f"mean off by up to {shift:.2g} standard deviations, {found.typical_shift:.2g} in the median; "
-        f"variance by up to a factor {ratio:.2g}, {found.typical_ratio:.2g} in the median"
+        f"mean off by up to {_largest_shift(found):.2g} standard deviations, {found.typical_shift:.2g} in the median; "
+        f"variance by up to a factor {_largest_ratio(found):.2g}, {found.typical_ratio:.2g} in the median"
     )
+
+
+def _largest_shift(found: Drift) -> float:
+    return float(found.shift.max())
+
+
+def _largest_ratio(found: Drift) -> float:
+    return float(np.exp(np.abs(np.log(found.ratio)).max()))
 
 
 def _left(layer: Layer) -> str:
@@ -231,7 +241,7 @@ def _left(layer: Layer) -> str:
     if left < LEFT or mean is None or var is None:
         return ""
     without = drift(layer, layer.in_training, mean / (1 - left), np.maximum((var - left) / (1 - left), 0.0))
-    if without is None or without.beyond(SHIFT, RATIO) >= SHARE * without.channels:
+    if without is None or without.beyond(SHIFT, RATIO) > SHARE * without.channels:
         return ""
     return f": {left:.0%} of them are still those of a new layer, after {count} batches at momentum {momentum:g}"
 

@@ -5,7 +5,8 @@
 Looks for norms that somebody has begun to freeze:
 
 - gamma and beta are fixed (`requires_grad=False`), and the running statistics go on moving in training;
-- the layer has been put into evaluation mode while the rest of the model trains, and `model.train()` undoes that.
+- the layer has been put into evaluation mode while the rest of the model trains, and `model.train()` undoes that;
+- it is run under `torch.no_grad`, or the optimizer given has none of its parameters, and the running statistics move.
 
 ## Why it is bad
 
@@ -17,10 +18,13 @@ calls `model.train()`, which a training loop does each epoch, and a trainer afte
 ## Evidence
 
 Which of gamma and beta are fixed, the layer's `training` flag as given, after `model.train()` where batches are given,
-and whether its statistics moved. Without batches, whether a module on the way to it has a `train` of its own, which may
-keep the layer as it is: then nothing is said.
+whether its statistics moved, and whether its output could be differentiated. Without batches, whether a module on the
+way to it has a `train` of its own, which may keep the layer as it is, or the layer a `forward` of its own, which may
+use the running statistics in training too: then nothing is said. What an optimizer does not have, another one may
+train: that is an info.
 
-None of these is a finding: layers frozen by `batchnorm.freeze`, by their class or by momentum 0; a model that is in
+None of these is a finding: layers frozen by `batchnorm.freeze`, by their class (a `forward` of its own too, where
+batches show that it leaves the statistics as they are) or by momentum 0; a model that is in
 evaluation mode as a whole; gamma = 1 and beta = 0, fixed, beside weights that train (as good as `affine=False`); a
 fixed module beside a sibling that is built alike and trains (the target of a moving average, whose statistics are meant
 to follow). A layer without gamma and beta counts as fixed where the nearest module around it that has parameters is.
@@ -46,7 +50,8 @@ to follow). A layer without gamma and beta counts as fixed where the nearest mod
 
 `batchnorm.freeze` on the layer: from then on its statistics stay as they are and are used in training too, as they are
 in evaluation. `batchnorm.unfreeze` undoes it exactly. There is no fix where the statistics are still those of a new
-layer: nothing is there to be frozen.
+layer: nothing is there to be frozen; nor where the layer is not fixed but gets no gradient, or is not in the optimizer:
+it may be trained elsewhere.
 
 ## References
 
@@ -64,7 +69,9 @@ import torch
 from ...population.freeze import freeze
 from ...population.layers import tracked_norms
 from ..evidence import Evidence, Layer
-from ..finding import Finding, Fix, Measurement, Subject
+from ..finding import Finding, Fix, Measurement, Severity, Subject
+from ..mends import quoted
+from ..own_forward import has_own_forward
 from ..rule import Need, Rule
 from .bn010_default_statistics import is_default
 
@@ -76,17 +83,20 @@ class ThawedFreeze(Rule):
     name = "thawed-freeze"
     severity = "warning"
     needs = frozenset({Need.MODEL})
-    uses = frozenset({Need.BATCHES})
+    uses = frozenset({Need.BATCHES, Need.BACKWARD, Need.OPTIMIZER})
 
     def check(self, evidence: Evidence) -> Iterator[Finding]:
         """One finding a layer."""
         model = evidence.model
         assert model is not None
         moving = {path for path, _ in tracked_norms(model)}
+        held = _held(evidence)
         for layer in evidence.layers:
             if layer.frozen is not None or not layer.has_statistics or not layer.channels:
                 continue
-            if layer.training and _fixed(model, layer) and _moves(evidence, layer):
+            severity: Severity = "warning"
+            meant = True
+            if layer.training and _fixed(model, layer, None) and _moves(evidence, layer):
                 fixed = [name for name in ("gamma", "beta") if _there(layer, name)]
                 message = (
                     f"{' and '.join(fixed) or 'all parameters around it'} are fixed, "
@@ -96,7 +106,7 @@ class ThawedFreeze(Rule):
                     "fixed parameters of the layer": Measurement(len(fixed)),
                     "training": Measurement(str(layer.training), "False", "equal to"),
                 }
-            elif not layer.training and layer.path not in moving and _goes_back(model, layer):
+            elif not layer.training and layer.path not in moving and _goes_back(evidence, layer):
                 message = (
                     "it is in evaluation mode while the rest of the model trains, and model.train() puts it back into "
                     "training mode."
@@ -105,14 +115,33 @@ class ThawedFreeze(Rule):
                     "training": Measurement(str(layer.training)),
                     "training after model.train()": Measurement("True", "False", "equal to"),
                 }
+            elif layer.training and _runs_without_gradient(evidence, layer) and not _follows(model, layer.path):
+                meant = False
+                message = "it is run under torch.no_grad, and the running statistics still move in training."
+                measured = {
+                    "gradient of its output": Measurement("none"),
+                    "running statistics that move": Measurement("yes", "no", "equal to"),
+                }
+            elif layer.training and held and _fixed(model, layer, held) and _moves(evidence, layer):
+                meant, severity = False, "info"
+                message = (
+                    "the optimizer has none of its parameters, and the running statistics still move in training: if "
+                    "no other optimizer trains it, it is frozen in part."
+                )
+                measured = {
+                    "its parameters in the optimizer": Measurement(0),
+                    "running statistics that move": Measurement("yes", "no", "equal to"),
+                }
             else:
                 continue
+            fixable = meant and not is_default(layer)
             yield self.found(
                 layer,
                 message,
                 measured,
-                f'batchnorm.freeze(model, where=lambda path, layer: path == "{layer.path}")',
-                fix=None if is_default(layer) else Fix("freezes the layer (batchnorm.freeze)", _freezing(layer)),
+                f"batchnorm.freeze(model, where=lambda path, layer: path == {quoted(layer.path)})",
+                severity=severity,
+                fix=Fix("freezes the layer (batchnorm.freeze)", _freezing(layer)) if fixable else None,
             )
 
 
@@ -120,12 +149,26 @@ def _there(layer: Layer, name: str) -> bool:
     return {"gamma": "weight", "beta": "bias"}[name] in layer.requires_grad
 
 
-def _fixed(model: torch.nn.Module, layer: Layer) -> bool:
-    """Whether gamma and beta, or what is around a layer without them, are fixed as one fixes what is to be frozen."""
-    if any(layer.requires_grad.values()):
+def _held(evidence: Evidence) -> set[int]:
+    """The parameters that the optimizer has, by their identities; none where there is no optimizer."""
+    groups = [] if evidence.optimizer is None else evidence.optimizer.param_groups
+    return {id(parameter) for group in groups for parameter in group["params"]}
+
+
+def _fixed(model: torch.nn.Module, layer: Layer, held: set[int] | None) -> bool:
+    """Whether gamma and beta, or what is around a layer without them, are fixed as one fixes what is to be frozen.
+
+    Fixed is what needs no gradient, or, with ``held``, what is none of these parameters.
+    """
+
+    def train(module: torch.nn.Module) -> bool:
+        return any(each.requires_grad and (held is None or id(each) in held) for each in module.parameters())
+
+    assert layer.module is not None
+    if train(layer.module):
         return False
     around = _around(model, layer.path)
-    if any(parameter.requires_grad for parameter in around.parameters()):
+    if train(around):
         # Beside weights that train: initial values mean no more than affine=False.
         weight, bias = layer.values("weight"), layer.values("bias")
         initial = (weight is None or bool((weight == 1).all())) and (bias is None or bool((bias == 0).all()))
@@ -171,14 +214,33 @@ def _moves(evidence: Evidence, layer: Layer) -> bool:
     """Whether training moves its statistics: as seen, where it was run."""
     if evidence.training is not None and layer.in_training is not None:
         return layer.path in evidence.training.moved
-    if layer.after_train is not None:
-        return layer.after_train
+    return _will_train(evidence, layer)
+
+
+def _goes_back(evidence: Evidence, layer: Layer) -> bool:
+    """Whether ``model.train()`` makes its statistics move: as seen, where it was run."""
+    return _will_train(evidence, layer) and (layer.in_training is None or _moves(evidence, layer))
+
+
+def _will_train(evidence: Evidence, layer: Layer) -> bool:
     assert evidence.model is not None
-    return not _own_train(evidence.model, layer.path)
+    assert layer.module is not None
+    if layer.in_training is None and has_own_forward(layer.module):
+        return False  # it may be frozen by that
+    return not _own_train(evidence.model, layer.path) if layer.after_train is None else layer.after_train
 
 
-def _goes_back(model: torch.nn.Module, layer: Layer) -> bool:
-    return layer.after_train if layer.after_train is not None else not _own_train(model, layer.path)
+def _runs_without_gradient(evidence: Evidence, layer: Layer) -> bool:
+    """Whether a layer with parameters that train is called under ``torch.no_grad`` in the step that is differentiated.
+
+    Activation checkpointing does so as well, and calls it again in the backward pass.
+    """
+    run = evidence.training
+    if run is None or run.without_backward or layer.in_training is None or layer.gradient is not None:
+        return False
+    calls = [call for call in layer.in_training.calls if call.batch == 0]
+    alone = bool(calls) and not any(call.differentiable or call.recomputed for call in calls)
+    return alone and any(layer.requires_grad.values()) and layer.path in run.moved
 
 
 def _own_train(model: torch.nn.Module, path: str) -> bool:

@@ -17,12 +17,12 @@ itself: that is instance normalisation, and the running statistics, which evalua
 
 Values of a channel in the smallest call, and samples of a batch: those of the batches given, so of a hand-made batch it
 says what holds for that one. One value, or an exception for it, is an error; fewer than 32 values, or a single sample,
-a warning. Of a loader that keeps its last batch, and that is less than half of the others, the values there: an error
-where there is one, a warning below 32 or with one sample. It is an info for a loader that does not shuffle, as those
-for evaluation do not, and for a model that was given in evaluation mode.
+a warning. Of a loader (with a `BatchSampler` of its own, too) that keeps its last batch, and that is less than half of
+the others, the values there: an error where there is one, a warning below 32 or with one sample. It is an info for a
+loader that does not shuffle, as those for evaluation do not, and for a model that was given in evaluation mode.
 
-Left out are layers that are frozen (also by `eval()` while the rest trains), and batch renormalization, which corrects
-for small batches.
+Left out are layers that are frozen (also by `eval()` while the rest trains, or by their class), and batch
+renormalization, which corrects for small batches.
 
 ## Example
 
@@ -109,7 +109,7 @@ class TooFewValues(Rule):
                 failed,
                 f"training mode raises on input of shape {failure.shape}: one value a channel has no variance{last}.",
                 {"values of a channel": Measurement(1, VALUES, "at least"), "in batch": Measurement(failure.batch)},
-                "loader = torch.utils.data.DataLoader(data, batch_size=…, drop_last=True)",
+                _larger(short),
                 severity="error",
             )
         moving = {path for path, _ in tracked_norms(evidence.model)}
@@ -132,7 +132,7 @@ class TooFewValues(Rule):
                     "values of a channel": Measurement(few.values, VALUES, "at least"),
                     "samples": Measurement(few.samples, 2, "at least"),
                 },
-                _RENORM,
+                _RENORM if few.values > 1 else _larger(None),
                 severity="info" if deployed and severity == "warning" else severity,
             )
         if short is not None and failed is None:
@@ -151,22 +151,35 @@ class TooFewValues(Rule):
             if call.by_batch
         ]
         few = [path for count, path in values if count < VALUES]
-        if not values or not (few or loader.last == 1):
+        alone = loader.last == 1 and any(each.ranks == 1 for each in least)
+        if not values or not (few or alone):
             return
         count, path = min(values)
         severity: Severity = "error" if count == 1 else "warning"
+        smallest = Measurement(count, VALUES, "at least")
+        told = f"{count} value{'s' if count > 1 else ''} a channel at {path or 'the model itself'}"
+        if few:
+            told += f", and fewer than {VALUES} at {len(set(few))} norm{'s' if len(set(few)) > 1 else ''}"
+        else:
+            smallest = Measurement(count)
+            told = f"each norm normalises it by itself, by {told} and no fewer elsewhere"
         yield self.found(
             "",
-            f"the loader's last batch has {loader.last} of {loader.batch_size} samples: {count} "
-            f"value{'s' if count > 1 else ''} a channel at {path or 'the model itself'}, and fewer than {VALUES} at "
-            f"{len(set(few))} norms.",
+            f"the loader's last batch has {loader.last} of {loader.batch_size} samples: {told}.",
             {
                 "samples of the last batch": Measurement(loader.last, LAST * loader.batch_size, "at least"),
-                "values of a channel there": Measurement(count, VALUES, "at least"),
+                "values of a channel there": smallest,
             },
-            f"loader = torch.utils.data.DataLoader(data, batch_size={loader.batch_size}, shuffle=True, drop_last=True)",
+            _larger(loader),
             severity=severity if loader.shuffled and not deployed else "info",
         )
+
+
+def _larger(loader: Loader | None) -> str:
+    """The line by which no batch is too small: without the rest, where that is it, else larger throughout."""
+    size = VALUES if loader is None else loader.batch_size
+    line = f"loader = torch.utils.data.DataLoader(data, batch_size={size}, shuffle=True, drop_last=True)"
+    return line if loader is not None else f"{line}  # or, in fine-tuning, batchnorm.freeze(model)"
 
 
 def _told(few: _Few) -> str:

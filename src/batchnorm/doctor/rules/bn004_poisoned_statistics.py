@@ -1,9 +1,10 @@
-"""poisoned-statistics: NaN, infinite, negative or absurdly large values stand in the running statistics.
+"""poisoned-statistics: NaN, infinite, negative or absurdly large values stand in the running statistics, or reach them.
 
 ## What it does
 
 Looks at the running mean and variance of every norm: no value may be NaN or infinite, no variance negative, and none so
-large that what is normalised by it is 0 in the layer's own precision.
+large that what is normalised by it is 0 in the layer's own precision; nor may gamma and beta be NaN or infinite. With
+batches also at what the first norm that is given a NaN or an infinity in training mode gets.
 
 ## Why it is bad
 
@@ -14,7 +15,9 @@ single NaN is enough, and an exponential moving average never forgets it.
 ## Evidence
 
 How many channels hold NaN or infinity, the smallest variance, and the largest value. A variance over 10³⁰ counts as
-poisoned: its square root is beyond what float16 holds and what any input reaches, and it comes from an overflow.
+poisoned: its square root is beyond what float16 holds and what any input reaches, and it comes from an overflow. Of the
+batches, how many values of the input are not finite: an error, or a warning for a model that is given in evaluation
+mode, and an info for a layer that leaves its statistics alone then, as this library's do.
 
 ## Example
 
@@ -34,10 +37,14 @@ This library's layers leave their statistics alone where a batch is not finite.
     >>> batchnorm.diagnose(model, select=["BN004"]).findings
     ()
 
+The data itself is to be mended all the same: what such a layer gives for it is NaN.
+
 ## Fix safety
 
-With batches that can be iterated again, the statistics of the model's norms are taken anew over all of them
-(`batchnorm.recalibrate`). Without, nothing is known that could be put in their place.
+With batches that can be iterated again, to an end that is known, and are finite, the statistics of the norms are
+taken anew over all of them (`batchnorm.recalibrate`), but for layers that are frozen, or where BN001, BN004 or BN010 is
+ignored. Without, nothing is known that could be put in their place; nor is it for gamma and beta. NaN in the batches is
+not mended.
 
 ## References
 
@@ -47,13 +54,15 @@ With batches that can be iterated again, the statistics of the model's norms are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
+from ...population.layers import tracked_norms
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Measurement
-from ..mends import recalibration
+from ..mends import quoted, recalibrating, recalibration
 from ..rule import Rule
 
 LARGEST = 1e30
@@ -67,13 +76,61 @@ class PoisonedStatistics(Rule):
     severity = "error"
 
     def check(self, evidence: Evidence) -> Iterator[Finding]:
-        """One finding a layer: the worst of what is there."""
+        """One finding a layer: the worst of what is there. And one where what is not finite comes in."""
+        moving = set() if evidence.model is None else {path for path, _ in tracked_norms(evidence.model)}
         for layer in evidence.layers:
             problem = _problem(layer)
             if problem is not None:
                 message, measured = problem
-                mend = "batchnorm.recalibrate(model, batches)"
-                yield self.found(layer, message, measured, mend, fix=recalibration(evidence))
+                fix = recalibration(evidence) if layer.path in moving else None
+                yield self.found(layer, message, measured, recalibrating(evidence), fix=fix)
+            bad = _affine(layer)
+            if bad:
+                yield self.found(
+                    layer,
+                    f"gamma or beta is NaN or infinite in {bad} of {layer.channels} channels.",
+                    {"channels that are not finite": Measurement(bad, 0)},
+                    _MEND_PARAMETERS,
+                )
+        yield from self._input(evidence)
+
+    def _input(self, evidence: Evidence) -> Iterator[Finding]:
+        """The first norm that such batches poison; or, where all leave them out of their statistics, the first."""
+        given = [
+            (layer, call)
+            for layer in evidence.layers
+            for call in (layer.in_training.calls if layer.in_training is not None else ())
+            if call.nonfinite and call.by_batch and not call.recomputed and layer.has_statistics
+        ]
+        open_to_it = [(layer, call) for layer, call in given if not _skips(layer)]
+        for layer, call in (open_to_it or given)[:1]:
+            model = evidence.model
+            trains = evidence.optimizer is not None or (model is not None and any(m.training for m in model.modules()))
+            told = "which training leaves out of its statistics"
+            if open_to_it:
+                told = "and one such batch in training makes its running statistics so for good"
+            yield self.found(
+                layer,
+                f"{call.nonfinite} of the {math.prod(call.shape)} values of its input are NaN or infinite in batch "
+                f"{call.batch}, {told}.",
+                {"values that are not finite": Measurement(call.nonfinite, 0), "in batch": Measurement(call.batch)},
+                _leaving_out(layer) if open_to_it else _MEND_DATA,
+                severity=("error" if trains else "warning") if open_to_it else "info",
+            )
+
+
+_MEND_PARAMETERS = 'model.load_state_dict(torch.load("earlier.pt", weights_only=True))  # a step of training made it so'
+_MEND_DATA = "batches = [batch for batch in batches if torch.isfinite(batch[0]).all()]  # of (input, target) pairs"
+
+
+def _leaving_out(layer: Layer) -> str:
+    if hasattr(layer.module, "nonfinite"):
+        return f'model.get_submodule({quoted(layer.path)}).nonfinite = "skip"  # and mend the data'
+    return 'model = batchnorm.convert(model, "batch")  # it leaves such batches out; and mend the data'
+
+
+def _skips(layer: Layer) -> bool:
+    return getattr(layer.module, "nonfinite", None) == "skip"
 
 
 def _problem(layer: Layer) -> tuple[str, dict[str, Measurement]] | None:
@@ -92,6 +149,12 @@ def _problem(layer: Layer) -> tuple[str, dict[str, Measurement]] | None:
     if most > LARGEST:
         return f"the running statistics reach {most:.3g}.", {"largest value": Measurement(most, LARGEST)}
     return None
+
+
+def _affine(layer: Layer) -> int:
+    """In how many channels what a step of the optimizer writes is not finite."""
+    values = [each for name in ("weight", "bias") if (each := layer.values(name)) is not None]
+    return int((~np.isfinite(values)).any(axis=0).sum()) if values else 0
 
 
 RULE = PoisonedStatistics()

@@ -60,6 +60,7 @@ from ...population.layers import tracked_norms
 from ...population.synchronize import synchronize
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Fix, Measurement, Subject
+from ..mends import quoted
 from ..rule import Need, Rule
 
 SHIFT, FACTOR = 0.1, 1.25
@@ -114,7 +115,7 @@ def _number(value: float) -> str:
 def _mend(layer: Layer, merged: bool) -> str:
     if merged:
         return "batchnorm.synchronize(model)  # on every rank"
-    buffers = f'model.get_submodule("{layer.path}").buffers()'
+    buffers = f"model.get_submodule({quoted(layer.path)}).buffers()"
     return f"[torch.distributed.broadcast(buffer, src=0) for buffer in {buffers}]  # from the rank that is right"
 
 

@@ -4,7 +4,9 @@
 
 Looks at every norm of (N, C, L) input that is called without a mask. Which positions are padding it knows from a mask
 in the batch (an entry with "mask" in its name, which excludes one end of the samples), at the norm's own resolution;
-without one, from their looks: at the end of several samples all positions hold the same values.
+without one, from their looks: at the end of several samples all positions hold the same values. Where the batch has
+another input that is not constant where the mask excludes positions (a signal beside a text), the mask may be none of
+what reaches the norm: then it counts only where the norm's input is constant there too.
 
 ## Why it is bad
 
@@ -59,6 +61,7 @@ from collections.abc import Iterator
 from ...nn._base import Norm
 from ..evidence import Evidence, Layer, NormCall, Padding
 from ..finding import Finding, Measurement
+from ..mends import quoted
 from ..rule import Need, Rule
 
 #: How far the mean may move, in standard deviations, and the factor between the variances.
@@ -126,7 +129,7 @@ def _beyond(call: NormCall, padding: Padding) -> float:
 
 
 def _mend(layer: Layer) -> str:
-    call = f'output = model.get_submodule("{layer.path}")(input, mask=mask)  # in the forward that calls it'
+    call = f"output = model.get_submodule({quoted(layer.path)})(input, mask=mask)  # in the forward that calls it"
     if isinstance(layer.module, Norm):
         return call
     return f"{call}, after model = batchnorm.convert(model, 'batch')"

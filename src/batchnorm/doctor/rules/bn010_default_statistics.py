@@ -16,7 +16,8 @@ with `strict=False` from a file without them. Training never notices.
 How many channels hold the initial values (all of them: one trained batch moves every channel by a little), and what
 says that the layer was trained:
 
-- its own count of batches is over 0, while the statistics have not moved (error);
+- its own count of batches is over 0, while the statistics have not moved (error): they were lost, unless its momentum
+  is 0, which never moves them;
 - its beta differs between channels, as after training (with batches whose moments are off by more than 0.5 standard
   deviations or a factor 2 in a quarter of the channels: error; with batches that happen to have these moments: nothing;
   without batches: warning). Gamma does not count: some initialise it at random;
@@ -55,7 +56,8 @@ Copy the buffers too (`teacher.load_state_dict(student.state_dict())`), or take 
 ## Fix safety
 
 With batches that reach the layer, the statistics of the model's norms are taken anew over all of them
-(`batchnorm.recalibrate`). The values that are replaced are those of no data.
+(`batchnorm.recalibrate`). The values that are replaced are those of no data. A layer whose momentum is 0 is not mended:
+its momentum has to become another first.
 
 ## References
 
@@ -75,7 +77,7 @@ from ...population.layers import tracked_norms
 from ..drift import drift
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Measurement, Severity
-from ..mends import recalibration
+from ..mends import quoted, recalibrating, recalibration
 from ..rule import Need, Rule
 
 #: Moments that differ by less are as good as those of a trained layer; and of so many channels.
@@ -121,7 +123,7 @@ class DefaultStatistics(Rule):
                 layer,
                 f"all {layer.channels} channels have the running mean 0 and variance 1 of a new layer, {why}.",
                 {"channels with initial statistics": Measurement(layer.channels, 0), **measured},
-                "batchnorm.recalibrate(model, batches)",
+                _mend(evidence, layer),
                 severity=severity,
                 fix=recalibration(evidence) if fixable else None,
             )
@@ -132,7 +134,8 @@ def _verdict(layer: Layer, moved: int) -> tuple[Severity, str, dict[str, Measure
     count = layer.batches_tracked
     if count:
         measured = {"batches tracked": Measurement(count, 0)}
-        return "error", f"but it has counted {count} batches: the statistics were lost", measured
+        why = "its momentum is 0, which never moves them" if layer.momentum == 0 else "the statistics were lost"
+        return "error", f"but it has counted {count} batches: {why}", measured
     bias = layer.values("bias")
     spread = 0.0 if bias is None else float(np.ptp(bias))
     if spread > 0:
@@ -141,6 +144,12 @@ def _verdict(layer: Layer, moved: int) -> tuple[Severity, str, dict[str, Measure
         measured = {"norms whose statistics have moved": Measurement(moved, 0)}
         return "info", f"while {moved} other norms have statistics of data: it is new, or was never reached", measured
     return None
+
+
+def _mend(evidence: Evidence, layer: Layer) -> str:
+    anew = recalibrating(evidence)
+    stays = layer.module is not None and layer.momentum == 0  # recalibrate would leave it as it is
+    return f"model.get_submodule({quoted(layer.path)}).momentum = 0.1; {anew}" if stays else anew
 
 
 RULE = DefaultStatistics()

@@ -57,6 +57,7 @@ import torch
 
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Measurement
+from ..mends import quoted
 from ..rule import Need, Rule
 
 
@@ -90,7 +91,7 @@ class EvaluationMovesStatistics(Rule):
                 f"{told if moves else 'the running statistics moved after model.eval(), outside of a call'}: "
                 f"{_cause(model, layer)}.",
                 measured,
-                f'model.eval(); model.get_submodule("{layer.path}").eval()',
+                f"model.eval(); model.get_submodule({quoted(layer.path)}).eval()",
             )
 
 

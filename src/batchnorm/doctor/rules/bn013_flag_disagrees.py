@@ -46,7 +46,7 @@ Say it in the constructor, or change both.
 
 ## Fix safety
 
-Mended where nothing is lost: initial statistics beside the flag False are removed, as the constructor would have it
+Mended where nothing is lost. Initial statistics beside the flag False are removed, as the constructor would have it
 (evaluation then goes by the batch, and the checkpoint lacks the three buffers); the flag becomes False where there are
 no statistics, which computes the same; `affine` becomes True where gamma is; a missing count is put back where nothing
 reads it, or where the statistics are the initial ones. Statistics that were tracked are never thrown away: whether you
@@ -70,6 +70,7 @@ import torch
 from ...nn.frozen import Frozen
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Fix, Measurement, Severity, Subject
+from ..mends import quoted
 from ..rule import Need, Rule
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -132,7 +133,7 @@ def _problem(layer: Layer) -> _Problem | None:
         return None
     mean, var, seen = (getattr(module, name, None) is not None for name in _STATISTICS)
     there = ", ".join(name for name, has in zip(_STATISTICS, (mean, var, seen), strict=True) if has) or "none of three"
-    name = f'model.get_submodule("{layer.path}")'
+    name = f"model.get_submodule({quoted(layer.path)})"
     flag = bool(module.track_running_stats)
     found = None
     if mean != var:
@@ -149,7 +150,11 @@ def _problem(layer: Layer) -> _Problem | None:
 
 
 def _half(layer: Layer, there: str, name: str) -> _Problem:
-    lacks = "running_var" if "running_mean" in there else "running_mean"
+    lacks, has, like = (
+        ("running_var", "running_mean", "ones_like")
+        if "running_mean" in there
+        else ("running_mean", "running_var", "zeros_like")
+    )
     return _Problem(
         "error",
         f"{lacks} is missing, and the other half of the running statistics is there: the layer raises.",
@@ -157,7 +162,7 @@ def _half(layer: Layer, there: str, name: str) -> _Problem:
         there,
         "both",
         there,
-        f'{name}.register_buffer("{lacks}", torch.ones({layer.channels}))  # then load the checkpoint again',
+        f'{name}.register_buffer("{lacks}", torch.{like}({name}.{has}))  # then load the checkpoint again',
     )
 
 

@@ -7,8 +7,8 @@ Looks at the dtype of the running mean and variance, gamma and beta of every nor
 ## Why it is bad
 
 A running statistic moves by `momentum` times what is new in a batch. In bfloat16, with 8 significant bits, a variance
-does not move at all where that is less than 0.2 to 0.4% of it: with a momentum of 0.1 it stops where it is within 2 to
-4% of the truth. A mean that is large beside its standard deviation stops earlier, and gamma at 1 does not take an
+does not move up where that is less than 0.2 to 0.4% of it: with a momentum of 0.1 it stops where it is within 2 to 4%
+of the truth. A mean that is large beside its standard deviation stops earlier, and gamma at 1 does not take an
 optimizer's steps of 0.001. float16 has 11 bits, and overflows at 65504.
 
 ## Evidence
@@ -27,7 +27,7 @@ lose little by it.
     >>> for finding in diagnosis.findings:
     ...     print(finding)
     1: warning BN014 half-precision-buffers: running_mean, running_var, weight, bias are in bfloat16: a change of the
-    variance by less than 1.95% is lost.
+    variance by less than 3.91% is lost.
 
 ## Use instead
 
@@ -62,6 +62,7 @@ from torch import Tensor
 from ...surgery.kinds import find
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Fix, Measurement, Subject
+from ..mends import quoted
 from ..rule import Rule
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -89,14 +90,15 @@ class HalfPrecisionBuffers(Rule):
             measured = _measured(layer, halves)
             trains = bool(layer.training) and not layer.frozen
             bad = [name for name, each in measured.items() if each.threshold is not None and _over(each)]
+            fix = _fix(evidence, layer, halves)
             dtype = str(layer.tensors[halves[0]].dtype).removeprefix("torch.")
             yield self.found(
                 layer,
                 f"{', '.join(halves)} are in {dtype}: {_consequence(layer, measured, bad if trains else [])}.",
                 measured,
-                _mend(layer),
+                _mend(evidence, layer, fix),
                 severity="warning" if trains and bad else "info",
-                fix=_fix(evidence, layer, halves),
+                fix=fix,
             )
 
 
@@ -140,10 +142,15 @@ def _measured(layer: Layer, halves: list[str]) -> dict[str, Measurement]:
 
 
 def _half_ulp(values: Tensor) -> Tensor:
-    """The largest change that is rounded away: half the distance to the neighbour below, float64."""
+    """The largest change that is rounded away: half the distance to the neighbour farther from 0, float64.
+
+    At a power of two that is twice the distance to the one nearer to 0; elsewhere they are the same. The largest value
+    has none, and is told by its distance to the one below.
+    """
     magnitude = values.detach().abs()
+    above = torch.nextafter(magnitude, torch.full_like(magnitude, torch.inf))
     below = torch.nextafter(magnitude, torch.zeros_like(magnitude))
-    return (magnitude.double() - below.double()) / 2
+    return torch.where(above.isfinite(), above.double() - magnitude.double(), magnitude.double() - below.double()) / 2
 
 
 def _consequence(layer: Layer, measured: dict[str, Measurement], bad: list[str]) -> str:
@@ -159,10 +166,23 @@ def _consequence(layer: Layer, measured: dict[str, Measurement], bad: list[str])
     return "what is below its last bit is lost"
 
 
-def _mend(layer: Layer) -> str:
+def _mend(evidence: Evidence, layer: Layer, fix: Fix | None) -> str:
     if layer.module is None:
         return "state = {name: t.float() if t.is_floating_point() else t for name, t in state.items()}"
-    return f'model.get_submodule("{layer.path}").float()'
+    converted = f"model.get_submodule({quoted(layer.path)}).float()"
+    optimizer = evidence.optimizer
+    parameters = list(layer.module.parameters())
+    # Where no optimizer is given, gradients tell of one.
+    trained = any(optimizer.state.get(each) if optimizer is not None else each.grad is not None for each in parameters)
+    if not trained:
+        return converted
+    if fix is not None or optimizer is None:
+        # Beside the layer, the optimizer's averages: else its next step rounds, or raises.
+        return 'batchnorm.diagnose(model, optimizer=optimizer, select=["BN014"]).fix()'
+    return (
+        f"[state.update({{name: t.float() for name, t in state.items() if torch.is_tensor(t)}}) "
+        f"for each in {converted}.parameters() if (state := optimizer.state.get(each))]"
+    )
 
 
 def _fix(evidence: Evidence, layer: Layer, halves: list[str]) -> Fix | None:

@@ -35,12 +35,20 @@ parameters are not looked at (`batchnorm.parameter_groups` leaves those of layer
     >>> batchnorm.diagnose(model, optimizer=optimizer, select=["BN016"]).findings
     ()
 
+An optimizer that is there already keeps its other options and its state:
+
+    >>> optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, betas=(0.5, 0.9))
+    >>> batchnorm.optim.without_decay(optimizer, model)
+    >>> [(len(group["params"]), group["weight_decay"], group["betas"]) for group in optimizer.param_groups]
+    [(2, 0.01, (0.5, 0.9)), (2, 0.0, (0.5, 0.9))]
+
 ## Fix safety
 
 Safe: they move to a group of their own, with the same options and no weight decay; their state (momentum, averages)
-stays theirs. A group that holds nothing else only loses its decay. Not mended where a learning rate scheduler has
-been there already, which holds one rate for each group that it found, nor for `LBFGS` and optimizers that wrap
-another. A checkpoint of the optimizer from before has one group less, and does not load.
+stays theirs. So do those of the model's layer, group and instance norms. A group that holds nothing else only loses its
+decay, and what is no parameter of the model stays where it is (`batchnorm.optim.without_decay`). Not mended where a
+learning rate scheduler has been there already, which holds one rate for each group that it found, nor for `LBFGS` and
+optimizers that wrap another. A checkpoint of the optimizer from before has one group less, and does not load.
 
 ## References
 
@@ -56,6 +64,7 @@ from typing import Any
 
 import torch
 
+from ...optim import undecayed, without_decay
 from ..evidence import Evidence
 from ..finding import Finding, Fix, Measurement, Subject
 from ..rule import Need, Rule
@@ -82,7 +91,8 @@ class DecayedAffine(Rule):
             return
         count = sum(len(_held(group, affine)) for group in groups)
         decay = max(_decay(group) for group in groups)
-        rate = float(groups[0].get("lr", 0.0))
+        assert evidence.model is not None
+        split = _splits(optimizer, undecayed(evidence.model))
         measured = {
             "weight decay": Measurement(decay, 0.0),
             "gammas and betas that decay": Measurement(count, 0),
@@ -96,10 +106,10 @@ class DecayedAffine(Rule):
             "",
             f"{message}.",
             measured,
-            f"optimizer = torch.optim.{type(optimizer).__name__}(batchnorm.parameter_groups(model, {decay:g}), "
-            f"lr={rate:g})",
+            "batchnorm.optim.without_decay(optimizer, model)"
+            + ("  # and make the learning rate scheduler anew" if split and _scheduled(optimizer) else ""),
             severity="warning" if steps < STEPS else "info",
-            fix=_fix(optimizer, groups, affine),
+            fix=_fix(optimizer, split),
         )
 
 
@@ -118,8 +128,8 @@ def _decay(group: dict[str, Any]) -> float:
     return float(group.get("weight_decay") or 0.0)
 
 
-def _held(group: dict[str, Any], affine: set[int]) -> list[Any]:
-    return [parameter for parameter in group["params"] if id(parameter) in affine]
+def _held(group: dict[str, Any], chosen: set[int]) -> list[Any]:
+    return [parameter for parameter in group["params"] if id(parameter) in chosen]
 
 
 def _halved(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> float:
@@ -134,34 +144,28 @@ def _halved(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> float:
     return math.log(2) / shrink if shrink < 1 else 1.0
 
 
-def _fix(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], affine: set[int]) -> Fix | None:
-    whole = all(len(_held(group, affine)) == len(group["params"]) for group in groups)
-    scheduled = any("initial_lr" in group for group in optimizer.param_groups)
+def _fix(optimizer: torch.optim.Optimizer, split: bool) -> Fix | None:
     theirs = type(optimizer).__module__.startswith("torch.optim.") and not isinstance(optimizer, torch.optim.LBFGS)
-    if not theirs or (scheduled and not whole):
+    if not theirs or (split and _scheduled(optimizer)):
         return None
 
     def apply(subject: Subject) -> None:
         assert subject.optimizer is not None
-        for group in list(subject.optimizer.param_groups):
-            if _decay(group) > 0 and _held(group, affine):
-                _split(subject.optimizer, group, affine)
+        assert subject.model is not None
+        without_decay(subject.optimizer, subject.model)
 
-    return Fix("gives gamma and beta a group without weight decay", apply)
+    return Fix("gives gamma and beta groups without weight decay (batchnorm.optim.without_decay)", apply)
 
 
-def _split(optimizer: torch.optim.Optimizer, group: dict[str, Any], affine: set[int]) -> None:
-    chosen = [id(parameter) in affine for parameter in group["params"]]
-    if all(chosen):
-        group["weight_decay"] = 0.0
-        return
-    without = {**group, "weight_decay": 0.0}
-    for key in ("params", "param_names"):  # names where the optimizer was given named_parameters()
-        if key in group:
-            pairs = list(zip(group[key], chosen, strict=True))
-            without[key] = [value for value, moves in pairs if moves]
-            group[key] = [value for value, moves in pairs if not moves]
-    optimizer.add_param_group(without)
+def _splits(optimizer: torch.optim.Optimizer, without: set[int]) -> bool:
+    """Whether a group with weight decay holds both what should have none, and others."""
+    decayed = (group for group in optimizer.param_groups if _decay(group) > 0)
+    return any(0 < len(_held(group, without)) < len(group["params"]) for group in decayed)
+
+
+def _scheduled(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a learning rate scheduler has been there."""
+    return any("initial_lr" in group for group in optimizer.param_groups)
 
 
 RULE = DecayedAffine()

@@ -16,7 +16,9 @@ It is an info: results are the same. Many published checkpoints have such biases
 ## Evidence
 
 How many parameters are without effect. Norms that are frozen or in evaluation mode while the rest trains subtract a
-constant: there the bias counts, and nothing is found.
+constant: there the bias counts, and nothing is found. Nor is it behind layers of which one has a bias and another has
+none, or another one: the running mean that they share holds a part of it, and evaluation would change. A bias that
+several norms subtract is found at the first, whose line mends all of them.
 
 ## Example
 
@@ -55,7 +57,7 @@ optimizer that holds the bias does not fit. A bias of zeros would keep the keys,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 
 from ...nn.domain import DomainNorm
@@ -63,6 +65,7 @@ from ...surgery.channels import carried, passed
 from ...surgery.graph import Call, Graph, Value, operator_name
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Measurement
+from ..mends import quoted, recalibrating
 from ..rule import Need, Rule
 from ..walk import by_batch, normalized
 
@@ -85,43 +88,56 @@ class RedundantBias(Rule):
     needs = frozenset({Need.MODEL, Need.GRAPH})
 
     def check(self, evidence: Evidence) -> Iterator[Finding]:
-        """One finding a norm."""
+        """One finding a norm; where several subtract one bias, at the first of them."""
         graph = evidence.graph
         assert graph is not None
-        without_effect = set(_without_effect(evidence, graph))
+        without_effect = _without_effect(evidence, graph)
         for layer in evidence.layers:
-            found = [_bias_before(call) for call in evidence.calls_of(layer)]
-            biases = list(dict.fromkeys(each for each in found if each is not None and each in without_effect))
+            biases = [bias for bias, norms in without_effect.items() if norms[0] is layer]
             if not biases:
                 continue
+            others = list(dict.fromkeys(norm.path for bias in biases for norm in without_effect[bias][1:]))
             parameters = sum(prod(each.shape) for each in biases)
             names = " and ".join(each.state for each in biases)
+            who = f"it and {' and '.join(others)} subtract" if others else "it subtracts"
             yield self.found(
                 layer,
-                f"it subtracts again what {names} adds ({parameters} parameters).",
+                f"{who} again what {names} adds ({parameters} parameters).",
                 {"parameters without effect": Measurement(parameters, 0)},
-                _mend(layer, biases),
+                _mend(evidence, {bias: without_effect[bias] for bias in biases}),
             )
 
 
-def _without_effect(evidence: Evidence, graph: Graph) -> Iterator[Value]:
-    """The biases whose every reader feeds norms, all of which subtract them."""
+def _without_effect(evidence: Evidence, graph: Graph) -> dict[Value, list[Layer]]:
+    """The biases whose every reader feeds norms, all of which subtract them, and these norms."""
     subtracted: dict[Value, set[Call]] = {}
+    norms: dict[Value, list[Layer]] = {}
     kept: set[Call] = set()
     for layer in evidence.layers:
         # A layer alone in evaluation mode was put there by the user, whom model.train() has overruled for the trace.
         fixed = evidence.model is not None and evidence.model.training and not layer.training
-        for call in evidence.calls_of(layer):
+        calls = evidence.calls_of(layer)
+        # A running mean over inputs with one bias, with another and with none holds a part of each: evaluation differs.
+        mixed = layer.has_statistics and len({_bias_before(call) for call in calls}) > 1
+        for call in calls:
             bias, source = _bias_before(call), _source(call)
             if bias is None or source is None:
                 continue
-            if fixed or layer.frozen or not by_batch(call):
+            if fixed or mixed or layer.frozen or not by_batch(call):
                 kept.add(source)
             subtracted.setdefault(bias, set()).add(source)
-    for bias, sources in subtracted.items():
-        # The parameter may be another layer's too, or be read by code of its own (a penalty, another function).
-        if sources == set(bias.readers) and sources.isdisjoint(kept) and not bias.escapes:
-            yield bias
+            if layer not in norms.setdefault(bias, []):
+                norms[bias].append(layer)
+    return {
+        bias: norms[bias]
+        for bias, sources in subtracted.items()
+        # The parameter may be another layer's too, or be read by code of its own (a penalty, another function). What is
+        # parametrized cannot be taken away.
+        if "parametrizations." not in bias.state
+        and sources == set(bias.readers)
+        and sources.isdisjoint(kept)
+        and not bias.escapes
+    }
 
 
 def _bias_before(norm: Call) -> Value | None:
@@ -160,16 +176,25 @@ def _is_norm_of(call: Call, value: Value) -> bool:
     return call.module is not None and by_batch(call) and normalized(call) is value
 
 
-def _mend(layer: Layer, biases: list[Value]) -> str:
-    norm = f'model.get_submodule("{layer.path}")'
-    owners = [each.state.rpartition(".") for each in biases]
-    gone = [f'model.get_submodule("{path}").{name} = None' for path, _, name in owners]
-    if not layer.has_statistics:
-        return "; ".join(gone)
-    if len(biases) > 1 or isinstance(layer.module, DomainNorm):
-        return "; ".join([*gone, "batchnorm.recalibrate(model, batches)"])
-    path, _, name = owners[0]
-    return f'{norm}.running_mean -= model.get_submodule("{path}").{name}.detach(); {gone[0]}'
+def _mend(evidence: Evidence, biases: Mapping[Value, list[Layer]]) -> str:
+    """Takes each bias from the running means that hold it, and then from all the modules that have it."""
+    assert evidence.model is not None
+    steps, anew = [], False
+    for bias, norms in biases.items():
+        parameter = evidence.model.get_parameter(bias.state)
+        owners = [
+            f"model.get_submodule({quoted(path)}).{name}"
+            for path, module in evidence.model.named_modules()
+            for name, each in module.named_parameters(recurse=False, remove_duplicate=False)
+            if each is parameter
+        ]
+        for norm in norms:
+            if isinstance(norm.module, DomainNorm):
+                anew = True  # it has several
+            elif norm.has_statistics:
+                steps.append(f"model.get_submodule({quoted(norm.path)}).running_mean -= {owners[0]}.detach()")
+        steps += [f"{owner} = None" for owner in owners]
+    return "; ".join([*steps, *([recalibrating(evidence)] if anew else [])])
 
 
 RULE = RedundantBias()

@@ -2,9 +2,9 @@
 
 ## What it does
 
-Follows the input of each norm upwards to dropout (elementwise, of channels, alpha dropout, on attention, stochastic
-depth in a layer of its own), through everything but other norms, which even its effect out. Where there is some, the
-batches are run in training mode once with and once without it.
+Follows the input of each norm upwards to dropout (elementwise, of channels, alpha dropout, on attention, between the
+layers of an LSTM, GRU or RNN, stochastic depth in a layer of its own), through everything but other norms, which even
+its effect out. Where there is some, the batches are run in training mode once with and once without it.
 
 ## Why it is bad
 
@@ -60,6 +60,7 @@ import torch
 from ...surgery.graph import Call
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Measurement
+from ..mends import quoted
 from ..rule import Need, Rule
 from ..walk import by_batch, dropouts_before
 
@@ -115,10 +116,13 @@ def _factor(layer: Layer) -> float:
 
 def _mend(dropout: Call) -> str:
     if isinstance(getattr(dropout.module, "p", None), float):
-        return f'model.get_submodule("{dropout.path}").p = 0.0  # or put it behind the last norm'
-    if dropout.module is not None and dropout.path:
-        return f'model.set_submodule("{dropout.path}", torch.nn.Identity())  # or put it behind the last norm'
-    return f"# in {dropout.path or 'the model'}: leave the dropout out, or put it behind the last norm"
+        return f"model.get_submodule({quoted(dropout.path)}).p = 0.0  # or put it behind the last norm"
+    if isinstance(dropout.module, torch.nn.RNNBase):
+        return f"model.get_submodule({quoted(dropout.path)}).dropout = 0.0  # or put it behind the last norm"
+    if dropout.module is not None and dropout.path and next(dropout.module.parameters(), None) is None:
+        return f"model.set_submodule({quoted(dropout.path)}, torch.nn.Identity())  # or put it behind the last norm"
+    where = quoted(dropout.path) if dropout.path else "the model"
+    return f"# in {where}: leave the dropout out, or put it behind the last norm"
 
 
 RULE = DropoutBeforeNorm()

@@ -17,7 +17,9 @@ The share of dead channels: from 1% on it is an info, from 10% on a warning. A g
 mean square of all gammas of the layer. An input counts as constant if its standard deviation after normalization is
 under 0.01, its variance being that small beside eps and beside those of other channels; this is only asked of at least
 16 samples and 1000 values (256 for input without positions). A layer whose gammas are all 0 is dead as a whole; not,
-where its output goes into a sum, for residual branches are often initialised so.
+where what comes of its output is added to something else of the data (or blended, or stacked with it) before another
+norm, for residual branches are often initialised so. Without batches, and where the model gives the output away, nobody
+can tell, and nothing is found.
 
 ## Example
 
@@ -59,10 +61,11 @@ import numpy as np
 
 from ...surgery.channels import passed
 from ...surgery.follow import activation_of
-from ...surgery.graph import Call
+from ...surgery.graph import Call, Graph, Value, operator_name
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Measurement
 from ..rule import Need, Rule
+from ..walk import normalized, reached, renormalizes
 
 #: Shares of dead channels, from which on it is an info and a warning.
 NOTABLE, HARMFUL = 0.01, 0.1
@@ -76,6 +79,9 @@ CONSTANT = 0.01
 
 # With fewer, a feature that is rare may never have come up.
 _SAMPLES, _VALUES, _ROWS = 16, 1000, 256
+
+# What adds its inputs; a stack is summed sooner or later.
+_SUMS = {f"aten.{name}" for name in ("add", "sub", "rsub", "lerp", "addcmul", "addcdiv", "stack")}
 
 
 class DeadChannels(Rule):
@@ -110,8 +116,8 @@ class DeadChannels(Rule):
                     "gammas of 0": Measurement(int(by_gamma.sum())),
                     "constant inputs": Measurement(int(by_input.sum())),
                 },
-                "optimizer = torch.optim.SGD(batchnorm.parameter_groups(model, weight_decay=1e-4), lr=0.01)  # a lower "
-                "learning rate, and no decay on gamma; or prune them",
+                "batchnorm.optim.without_decay(optimizer, model); "
+                "[group.update(lr=group['lr'] / 10) for group in optimizer.param_groups]  # or prune them",
                 severity="warning" if share >= HARMFUL else "info",
             )
 
@@ -126,26 +132,42 @@ def _by_gamma(evidence: Evidence, layer: Layer) -> np.ndarray[Any, Any]:
         return np.abs(gamma) <= SMALL * scale
     # Of a checkpoint, and without batches, nobody knows where the output goes.
     calls = evidence.calls_of(layer)
-    everywhere = bool(calls) and not any(_is_added(call) for call in calls)
+    graph = evidence.graph
+    everywhere = graph is not None and bool(calls) and not any(_is_added(graph, call) for call in calls)
     return (gamma == 0) if everywhere else none
 
 
-def _is_added(norm: Call) -> bool:
-    """Whether something is added to a norm's output, or nobody can tell."""
+def _is_added(graph: Graph, norm: Call) -> bool:
+    """Whether something is added to what comes of a norm's output, before another norm, or nobody can tell."""
     residuals = [value for value in norm.inputs if any(value.shape == given.shape for given in norm.gives)]
-    if len(residuals) > 1:
+    if len(residuals) > 1 or any(value.escapes for value in _unchanged(norm)):
         return True
+    norms = {call for call in graph.calls if call is not norm and renormalizes(call)}
+    tail = reached(norm.gives, norms)
+    if graph.uncertain and any(value.escapes for value in tail):
+        return True
+    data = reached(value for call in graph.calls for value in call.inputs if value.source is None)
+    return any(
+        bool(_sums(reader, value) and (data & set(reader.inputs)) - reached(norm.gives, [reader]))
+        for value in tail
+        for reader in value.readers
+    )
+
+
+def _unchanged(norm: Call) -> Iterator[Value]:
+    """Its output, and what is 0 behind it where it is."""
     waiting = list(norm.gives)
     while waiting:
         value = waiting.pop()
-        if value.escapes:
-            return True
-        for reader in value.readers:
-            if reader.step("aten.add", "aten.sub") is not None:
-                return True
-            if _goes_on(reader):
-                waiting += reader.gives
-    return False
+        yield value
+        waiting += [given for reader in value.readers if _goes_on(reader) for given in reader.gives]
+
+
+def _sums(call: Call, value: Value) -> bool:
+    """Whether a call adds a value of its inputs to others of them."""
+    if renormalizes(call):
+        return call.module is not None and normalized(call) not in (None, value)
+    return any(operator_name(target) in _SUMS for target, _, _ in call.steps)
 
 
 def _goes_on(call: Call) -> bool:

@@ -15,7 +15,9 @@ left its norms out and gained quality and 40% of memory; ESRGAN saw artefacts go
 ## Evidence
 
 By how much the images are enlarged, how many norms are on the path, and whether a path leads around. A warning where
-none does; an info where a skip carries the image past the norm. Frozen norms are a fixed scale and not found.
+none does; an info where a skip carries the image past the norm. Frozen norms are a fixed scale and not found. Where a
+target is known (of an (input, target) pair, or an entry with "label" or "target" in its name), it must be of
+floating-point numbers and of the output's shape: other targets are no images.
 
 ## Example
 
@@ -50,11 +52,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from ...surgery.graph import Graph, Value
 from ..evidence import Evidence
 from ..finding import Finding, Measurement
+from ..mends import quoted
 from ..rule import Need, Rule
 from ..walk import by_batch, reached
 
@@ -79,7 +83,7 @@ class NormInSuperResolution(Rule):
             return
         for image, output, scale in _enlarged(graph):
             after = reached([image])
-            if output not in after:
+            if output not in after or not _is_target(run.target, output):
                 continue
             norms = {}
             for layer in evidence.layers:
@@ -97,10 +101,15 @@ class NormInSuperResolution(Rule):
                         "norms on the path": Measurement(len(norms), 0),
                         "a path around this one": Measurement("yes" if skipped else "no"),
                     },
-                    f'model.set_submodule("{layer.path}", torch.nn.Identity())  # and train anew',
+                    f"model.set_submodule({quoted(layer.path)}, torch.nn.Identity())  # and train anew",
                     severity="info" if skipped else "warning",
                 )
             return
+
+
+def _is_target(target: tuple[tuple[int, ...], torch.dtype] | None, output: Value) -> bool:
+    """Whether an output may be meant to be what the target is, where one is known."""
+    return target is None or (target[0] == output.shape and target[1].is_floating_point)
 
 
 def _enlarged(graph: Graph) -> Iterator[tuple[Value, Value, float]]:

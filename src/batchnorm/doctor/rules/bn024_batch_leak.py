@@ -34,6 +34,9 @@ design or not: of these the rule says nothing.
     >>> batchnorm.diagnose(model, batches=[torch.randn(32, 4)], select=["BN024"]).findings
     ()
 
+Of a layer that tracks none, the finding's line makes one that does, takes its statistics over `batches`, and keeps its
+gamma, beta and eps.
+
 ## Fix safety
 
 No fix: with running statistics the model would give other outputs, whose worth only its score can tell.
@@ -51,6 +54,7 @@ from collections.abc import Iterator
 
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Measurement
+from ..mends import quoted, recalibrating
 from ..rule import Need, Rule
 
 #: Of the output's largest value. A batch of copies has no variance: what leaks by a norm differs by far more.
@@ -75,7 +79,7 @@ class BatchLeak(Rule):
             calls = [] if run is None else [call for call in run.calls if call.by_batch]
             if not calls or layer.path not in seen.layers:
                 continue
-            why, mend = _cause(layer)
+            why, mend = _cause(layer, evidence)
             yield self.found(
                 layer,
                 f"in evaluation mode it normalises by the batch ({why}), and the output for a sample differs by "
@@ -89,17 +93,30 @@ class BatchLeak(Rule):
             )
 
 
-def _cause(layer: Layer) -> tuple[str, str]:
+def _cause(layer: Layer, evidence: Evidence) -> tuple[str, str]:
     if layer.after_eval:
-        return "model.eval() leaves it in training mode", f'model.get_submodule("{layer.path}").eval()'
+        return "model.eval() leaves it in training mode", f"model.get_submodule({quoted(layer.path)}).eval()"
     module = layer.module
-    new = f"torch.nn.{layer.kind}({layer.channels})" if layer.kind.startswith("BatchNorm") else f"{layer.kind}(...)"
     if module is not None and module.running_mean is None:
-        mend = f'model.set_submodule("{layer.path}", {new})  # then train, or batchnorm.recalibrate(model, batches)'
-        return "it tracks no statistics", mend
+        return "it tracks no statistics", _tracking(layer, evidence)
     return (
         "forward switches it to training mode",
-        f'batchnorm.freeze(model, where=lambda path, _: path == "{layer.path}")',
+        f"batchnorm.freeze(model, where=lambda path, _: path == {quoted(layer.path)})",
+    )
+
+
+def _tracking(layer: Layer, evidence: Evidence) -> str:
+    """Gives the layer itself running statistics, of its own dtype and on its own device, and takes them."""
+    like = ""
+    if "weight" in layer.tensors:
+        like = "norm.to(norm.weight); "
+    elif evidence.model is not None and next(evidence.model.parameters(), None) is not None:
+        like = "norm.to(next(model.parameters())); "
+    names = "norm.track_running_stats, norm.running_mean, norm.running_var, norm.num_batches_tracked"
+    return (
+        f"norm = model.get_submodule({quoted(layer.path)}); "
+        f"{names} = True, torch.zeros({layer.channels}), torch.ones({layer.channels}), torch.tensor(0); "
+        f"{like}{recalibrating(evidence)}"
     )
 
 

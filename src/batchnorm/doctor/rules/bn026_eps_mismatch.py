@@ -2,7 +2,8 @@
 
 ## What it does
 
-With `weights_from=`, compares the eps of every norm with the default of that framework.
+With `weights_from=`, compares the eps of every norm that has torch's default, 1e-5, with the default of that framework.
+Another eps was chosen by somebody, and nothing is said of it.
 
 ## Why it is bad
 
@@ -14,12 +15,13 @@ layer, and the ported output never matches.
 |---|---|
 | torch, flax, haiku, caffe, paddle | 1e-5 |
 | chainer | 2e-5 |
-| keras, tensorflow | 1e-3 |
+| keras, tensorflow | 1e-3, but 1.001e-5 in the ResNets and DenseNets of their applications |
 
 ## Evidence
 
 eps, and by how much the scale of a channel changes with the framework's, √((variance + eps) / (variance + its eps)):
-the largest over the channels whose gamma is not 0, over 1%.
+the largest over the channels whose gamma is not 0. An info from 1% on, a warning from 5% on. What comes from Keras may
+have been built with another eps there than its default; the message says so.
 
 ## Example
 
@@ -29,18 +31,20 @@ the largest over the channels whose gamma is not 0, over 1%.
     >>> diagnosis = batchnorm.diagnose(model, select=["BN026"], weights_from="keras")
     >>> for finding in diagnosis.findings:
     ...     print(finding)
-    1: warning BN026 eps-mismatch: eps is 1e-05, that of keras is 0.001: a channel's scale is off by 4.61%.
+    1: info BN026 eps-mismatch: eps is 1e-05, the default of keras is 0.001: a channel's scale is off by 4.61%, unless
+    the network had an eps of its own there, as ResNet and DenseNet of its applications do (1.001e-5).
 
 ## Use instead
 
-    >>> _ = diagnosis.fix()
-    >>> model[1].eps
-    0.001
+    >>> model[1].eps = 1e-3
+    >>> batchnorm.diagnose(model, select=["BN026"], weights_from="keras").findings
+    ()
 
 ## Fix safety
 
-Safe where `weights_from` is true: the framework's eps takes its place, and nothing else changes. A network that was
-built with an eps of its own there has to be given that one by hand.
+Safe, but none for weights from Keras and TensorFlow. The framework's eps takes its place, and nothing else changes. In
+Keras some networks have an eps of their own, which only their code tells: the finding's line sets the default, and is
+right for all others.
 
 ## References
 
@@ -56,12 +60,15 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ...errors import ArgumentError
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Fix, Measurement, Subject
+from ..mends import quoted
 from ..rule import Need, Rule
 
-MOST = 0.01
+#: Changes of a channel's scale, from which on it is an info and a warning.
+NOTABLE, HARMFUL = 0.01, 0.05
+# A layer that has this one was given none.
+_TORCH = 1e-5
 EPS = {
     "torch": 1e-5,
     "keras": 1e-3,
@@ -91,24 +98,26 @@ class EpsMismatch(Rule):
         framework = evidence.settings.weights_from
         if framework is None:
             return
-        if framework not in EPS:
-            raise ArgumentError(
-                f"weights_from={framework!r} is not known.", f"one of {', '.join(EPS)}; or leave it out, and set eps."
-            )
         eps = EPS[framework]
+        # Their applications do not all go by the default.
+        either = framework in {"keras", "tensorflow"}
+        unless = ", unless the network had an eps of its own there, as ResNet and DenseNet of its applications do"
         for layer in evidence.layers:
             off = _off(layer, eps)
-            if off is None or off <= MOST:
+            if off is None or off <= NOTABLE:
                 continue
+            limit = HARMFUL if off > HARMFUL else NOTABLE
             yield self.found(
                 layer,
-                f"eps is {layer.eps:g}, that of {framework} is {eps:g}: a channel's scale is off by {off:.2%}.",
+                f"eps is {layer.eps:g}, the default of {framework} is {eps:g}: a channel's scale is off by {off:.2%}"
+                f"{f'{unless} (1.001e-5)' if either else ''}.",
                 {
                     "eps": Measurement(float(layer.eps or 0.0), eps, "equal to"),
-                    "change of a channel's scale": Measurement(100 * off, 100 * MOST, unit="%"),
+                    "change of a channel's scale": Measurement(100 * off, 100 * limit, unit="%"),
                 },
-                f'model.get_submodule("{layer.path}").eps = {eps:g}',
-                fix=Fix(f"sets eps to {eps:g}", _set(layer, eps)),
+                f"model.get_submodule({quoted(layer.path)}).eps = {eps:g}",
+                severity="warning" if limit == HARMFUL else "info",
+                fix=None if either else Fix(f"sets eps to {eps:g}", _set(layer, eps)),
             )
 
 
@@ -120,7 +129,7 @@ def _off(layer: Layer, eps: float) -> float | None:
     counts = np.isfinite(var) & (var >= 0)
     if weight is not None and len(weight) == len(var):
         counts &= weight != 0
-    if layer.eps == eps or not counts.any():
+    if layer.eps != _TORCH or layer.eps == eps or not counts.any():
         return None
     return float(np.abs(np.sqrt((var[counts] + layer.eps) / (var[counts] + eps)) - 1).max())
 

@@ -63,6 +63,7 @@ from ...surgery.kinds import activation_of as own_activation_of
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Measurement
 from ..histogram import Histogram
+from ..mends import quoted
 from ..rule import Need, Rule
 
 #: Of the derivative's maximum: under it an activation is flat.
@@ -104,8 +105,9 @@ class SaturatedActivation(Rule):
                     "flat over": Measurement(high),
                     **_affine(layer),
                 },
-                f'[torch.nn.init.constant_(p, v) for p, v in zip(model.get_submodule("{layer.path}").parameters(), '
-                "(1.0, 0.0))]  # and train on, at a lower learning rate",
+                "[torch.nn.init.constant_(p, v) for p, v in zip("
+                f"model.get_submodule({quoted(layer.path)}).parameters(), (1.0, 0.0))]  "
+                "# and train on, at a lower learning rate",
                 severity="info" if gates else None,
             )
 
