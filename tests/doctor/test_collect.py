@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import threading
@@ -407,14 +408,21 @@ def test_wrapped_and_compiled() -> None:
 def test_under_ddp(tmp_path: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        model = nn.parallel.DistributedDataParallel(network(), gradient_as_bucket_view=True)
-        model(images(1)[0]).sum().backward()
-        evidence = looked_at(model, batches=images())
-        assert evidence.layers[0].gradient.output > 0
-        model(images(1)[0]).sum().backward()  # its reducer is not in the middle of something
-        assert all(parameter.grad is not None for parameter in model.parameters())
+        _looked_at_under_ddp()
     finally:
+        gc.collect()
         torch.distributed.destroy_process_group()
+
+
+def _looked_at_under_ddp() -> None:
+    # By itself, so that the wrapper is gone before its group is: its reducer would else be the last to hold the group,
+    # and take it down with the interpreter's lock held, for which the group's own thread may wait for ever.
+    model = nn.parallel.DistributedDataParallel(network(), gradient_as_bucket_view=True)
+    model(images(1)[0]).sum().backward()
+    evidence = looked_at(model, batches=images())
+    assert evidence.layers[0].gradient.output > 0
+    model(images(1)[0]).sum().backward()  # its reducer is not in the middle of something
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_a_shared_layer() -> None:

@@ -15,9 +15,13 @@ import batchnorm
 from batchnorm import Diagnosis
 from batchnorm.doctor.evidence import Layer
 from batchnorm.doctor.finding import Finding, Measurement
+from batchnorm.doctor.histogram import Histogram
 from batchnorm.doctor.xray.channels import dead, drift, pooled, saturated, span
 from batchnorm.doctor.xray.network import gradient_ends
+from batchnorm.doctor.xray.network import network as middle
 from batchnorm.doctor.xray.pictures import POINTS, pictures
+from batchnorm.doctor.xray.summary import verdict
+from batchnorm.report import Curves
 from doctor.xray_models import EVIL, diagnosed, evil, network
 from report.loads import Loads
 
@@ -212,7 +216,87 @@ def test_a_model_without_norms(tmp_path: Path) -> None:
     text = page(diagnosed(nn.Sequential(nn.Linear(2, 2)), [torch.randn(4, 2)]), tmp_path)
     assert rows(text) == []
     assert "The model has no batch norm." in said(text)
-    assert "nothing found" in said(text)
+    assert "Summary no norms" in said(text)
+    assert "nothing found" not in said(text)
+    assert "No batch norm was found in it." in said(text)
+    assert "JavaScript" not in said(text)
+
+
+@pytest.mark.parametrize(("weight", "words"), [(math.nan, "not finite"), (0.0, "0 came back")])
+def test_a_gradient_that_is_none_is_told_from_none_that_came(weight: float, words: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    nn.init.constant_(model[2].weight, weight)
+    text = page(diagnosed(model, [torch.randn(8, 3)]), tmp_path)
+    assert rows(text)[0].count(f'<p class="none">{words}</p>') == 1
+    assert "none came back" not in said(text)
+    assert f"No gradients are drawn: {words.removesuffix(' came back')} at 1." in said(text)
+
+
+def test_norms_that_a_chart_leaves_out_are_named(tmp_path: Path) -> None:
+    model = nn.Sequential(*(nn.BatchNorm1d(3, track_running_stats=place != 1) for place in range(4)))
+    model[2].running_mean.fill_(math.nan)
+    words = said(page(diagnosed(model, [torch.randn(8, 3)]), tmp_path))
+    assert "Not among the running means and variances: no running statistics at 1; not finite at 2." in words
+    assert "Where the gradients have gaps: none came back at 0." not in words
+    for layer in model:
+        nn.init.constant_(layer.weight, math.nan)
+        if layer.running_mean is not None:
+            layer.running_mean.fill_(math.nan)
+    text = page(diagnosed(model, [torch.randn(8, 3)]), tmp_path)
+    assert "No running means and variances are compared: not finite at 0, 2, 3; no running stat" in said(text)
+    assert "3 channels not finite" in said(rows(text)[0])
+
+
+def test_what_is_not_finite_is_counted_once() -> None:
+    batch = torch.randn(8, 3)
+    batch[0, 1] = math.nan
+    (seen,) = diagnosed(nn.BatchNorm1d(3), [batch]).evidence.layers
+    captions = {each.title: list(each.caption) for each in pictures(seen, None)}
+    assert captions["Input"][-1] == "1 not finite"
+    assert captions["Output"][-1] == "1 channel not finite"
+
+
+def test_an_edge_that_should_be_0_is_0() -> None:
+    (seen,) = diagnosed(nn.BatchNorm1d(3), [torch.randn(64, 3).relu()]).evidence.layers
+    run = seen.in_training
+    assert run is not None
+    histogram = Histogram(-4.4e-16, 3.0, run.input.bins)
+    histogram.counts += 1
+    object.__setattr__(run, "input", histogram)
+    object.__setattr__(seen, "in_evaluation", None)
+    assert next(iter(pictures(seen, None))).x_ends[0] == "0"
+
+
+def test_few_norms_have_whole_numbers_at_the_axis() -> None:
+    model, batches = network()
+    section = middle(diagnosed(model, batches))
+    assert section is not None
+    charts = [block for block in section.blocks if isinstance(block, Curves)]
+    assert len(charts) >= 3
+    assert [list(chart.x_ticks or ()) for chart in charts] == [[1, 2]] * len(charts)
+
+
+def test_the_badge_and_the_lead_say_no_more_than_was_looked_at(tmp_path: Path) -> None:
+    model, batches = network()
+    diagnosis = batchnorm.diagnose(model.eval())
+    object.__setattr__(diagnosis, "findings", ())
+    ran, skipped = len(diagnosis.rules), len(diagnosis.skipped)
+    assert skipped > ran
+    assert verdict(diagnosis) == (f"nothing found by {ran} of {ran + skipped} rules", "open")
+    assert "2 batch norms, one by one: what it holds, and which mistakes" in said(page(diagnosis, tmp_path))
+    assert verdict(diagnosed(model, batches)) == ("nothing found", "good")
+    words = said(page(diagnosed(model[:3], batches), tmp_path))
+    assert "1 batch norm: what comes in" in words
+    assert "The plots need JavaScript; each layer's numbers and small pictures do not." in words
+
+
+def test_a_name_turns_no_text_around(tmp_path: Path) -> None:
+    model = nn.Sequential()
+    model.add_module("\u202ename", nn.BatchNorm1d(3))
+    model[0].running_var.fill_(-1.0)
+    text = page(diagnosed(model, [torch.randn(8, 3)]), tmp_path)
+    assert "\u202e" not in text.split("<body>")[1].split('<script type="application/json"')[0]
+    assert names(text)[0].startswith("1 \\u202ename")
 
 
 def odd() -> dict[str, tuple[nn.Module, list[torch.Tensor]]]:

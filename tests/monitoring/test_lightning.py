@@ -26,7 +26,7 @@ def parts(request):
     return package, own.BatchNormMonitor
 
 
-def module(package, fails_at=None):
+def module(package, fails_at=None, loses_at=None):
     class Module(package.LightningModule):
         def __init__(self):
             super().__init__()
@@ -37,7 +37,10 @@ def module(package, fails_at=None):
             self.batches += 1
             if self.batches == fails_at:
                 raise KeyboardInterrupt
-            return self.net(batch).square().mean()
+            loss = self.net(batch).square().mean()
+            if self.batches == loses_at:
+                raise ValueError("its loss is NaN")
+            return loss
 
         def validation_step(self, batch, index):
             self.net(batch)
@@ -116,13 +119,25 @@ def test_an_interrupt_leaves_nothing(tmp_path):
     assert hooks_of(model) == before
 
 
+def test_the_step_that_raises_is_written(parts, tmp_path):
+    package, callback = parts
+    model = module(package, loses_at=3)
+    before = hooks_of(model)
+    logger = package.loggers.TensorBoardLogger(tmp_path, name="", version="")
+    with pytest.raises(ValueError, match="its loss is NaN"):
+        fit(package, model, [callback(every=2)], tmp_path, logger)
+    assert [event.step for event in read(tmp_path).Scalars("batchnorm_dead/net.1")] == [0, 2]
+    assert hooks_of(model) == before
+
+
 def test_what_means_nothing_is_refused(tmp_path):
     import lightning.pytorch as package
 
     from batchnorm.monitoring.lightning import BatchNormMonitor
 
-    with pytest.raises(ArgumentError, match="every=0"):
-        BatchNormMonitor(every=0)
+    for every in (0, 2.5):
+        with pytest.raises(ArgumentError, match=f"every={every}"):
+            BatchNormMonitor(every=every)
     with pytest.raises(ArgumentError, match="no logger"):
         fit(package, module(package), [BatchNormMonitor()], tmp_path, False, batches=1)
     told = []

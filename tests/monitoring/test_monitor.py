@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from contextlib import suppress
 
@@ -259,6 +260,51 @@ def test_a_callback_needs_no_with_and_no_handle():
     assert steps == [0, 2]
 
 
+@pytest.mark.parametrize("by", ["writer", "on_trouble"])
+def test_who_takes_a_record_may_close_it(by):
+    model, records = plain(), []
+    model[0].norm.weight.data.fill_(float("nan"))
+    before = hooks_of(model)
+
+    def take(_):
+        records.append(1)
+        handle.close()
+
+    takes = {"writer": take} if by == "writer" else {"writer": lambda record: None, "on_trouble": take}
+    handle = batchnorm.monitor(model, every=1, **takes)
+    train(model, 3)
+    assert hooks_of(model) == before
+    assert not handle._watcher.watching  # so code is compiled again
+    assert records == [1]
+
+
+def test_one_of_several_threads_is_watched():
+    model, records, errors = plain(), [], []
+    before, reached = hooks_of(model), threading.Barrier(4)
+
+    def work():
+        try:
+            for _ in range(10):
+                reached.wait(60)
+                model(images()).square().mean().backward()
+        except BaseException as error:  # it would be lost in its thread
+            errors.append(error)
+
+    with batchnorm.monitor(model, records.append, every=1) as handle:
+        for _ in range(2):
+            threads = [threading.Thread(target=work) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        train(model, 1)
+    assert errors == []
+    # Of each four one, and then, for it has ended, this one.
+    assert handle.step == len(records) == 21
+    assert all(len(record.layers) == 2 for record in records)
+    assert hooks_of(model) == before
+
+
 def test_under_transforms_nothing_is_looked_at():
     model, steps = nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False)), []
     with pytest.warns(UserWarning, match="no batch norm was called"), batchnorm.monitor(model, steps.append):
@@ -270,6 +316,8 @@ def test_under_transforms_nothing_is_looked_at():
     ("change", "message"),
     [
         ({"every": 0}, "every=0"),
+        ({"every": 2.5}, r"every=2\.5"),
+        ({"every": float("nan")}, "every=nan"),
         ({"passes_per_step": 0}, "passes_per_step=0"),
         ({"writer": 3}, "int has no add_scalar"),
         ({"model": nn.Linear(2, 2)}, "no batch norm"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 
 from ..errors import ArgumentError
-from .monitor import OnTrouble, Watcher
+from .monitor import OnTrouble, Watcher, check_counts
 from .record import Record
 from .writing import Writer, scalars, write
 
@@ -27,13 +28,12 @@ class Watching:
             the record before.
 
     Raises:
-        ArgumentError: ``every`` below 1; when training begins, a model without batch norms, or no logger and no
-            ``on_trouble``.
+        ArgumentError: ``every`` below 1, or not whole; when training begins, a model without batch norms, or no logger
+            and no ``on_trouble``.
     """
 
     def __init__(self, every: int = 100, *, on_trouble: OnTrouble | None = None) -> None:
-        if every < 1:
-            raise ArgumentError(f"every={every}.", "give at least 1.")
+        check_counts(every=every)
         super().__init__()
         self._every, self._on_trouble = every, on_trouble
         self._watcher: Watcher | None = None
@@ -66,8 +66,18 @@ class Watching:
             self._watcher.hand_on()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """The model is as it was."""
+        """The model is as it was, and what was seen of a step is written: it may tell why."""
+        watcher, loggers = self._watcher, self._loggers
         self._stop()
+        if watcher is None:
+            return
+        self._loggers = loggers
+        try:
+            watcher.hand_on()
+        except Exception as other:
+            warnings.warn(f"the last record was not written: {type(other).__name__}: {other}", stacklevel=2)
+        finally:
+            self._loggers = []
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """The model is as it was."""

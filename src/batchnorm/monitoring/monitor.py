@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +22,7 @@ from .record import Trouble
 from .values import record
 from .writing import Sink, Writer, sink_of
 
-__all__ = ["Monitor", "OnTrouble", "Watcher", "monitor"]
+__all__ = ["Monitor", "OnTrouble", "Watcher", "check_counts", "monitor"]
 
 OnTrouble = Callable[[Sequence[Trouble]], object]
 
@@ -37,9 +39,10 @@ def monitor(
     """Writes what the batch norms of a model do, every so many training steps, from now on.
 
     A step is a forward pass of the model in training mode with gradients; evaluation and what activation checkpointing
-    computes again do not count. In an observed step each norm's input is compared with the running statistics, and the
-    record is handed on when the next step begins, or at the end. In all other steps nothing is looked at, and nothing
-    waits for the device. The results of the training are those without it.
+    computes again do not count, nor does, while the thread of the first step lives, what other threads run.
+    In an observed step each norm's input is compared with the running statistics, and the record is handed on when the
+    next step begins, or at the end. In all other steps nothing is looked at, and nothing waits for the device. The
+    results of the training are those without it.
 
     Args:
         model: What the training loop calls: inside ``torch.compile`` or ``DistributedDataParallel`` calls are not seen.
@@ -56,7 +59,8 @@ def monitor(
         A handle, to be closed: a context manager. Its ``step`` may be set, to go on counting where a checkpoint was.
 
     Raises:
-        ArgumentError: A model without batch norms, a scripted one, ``torch.nn.DataParallel``; a writer that is none.
+        ArgumentError: A model without batch norms, a scripted one, ``torch.nn.DataParallel``; a writer that is none;
+            numbers of steps or passes that are not whole, or below 1.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
@@ -66,10 +70,16 @@ def monitor(
         0 1
         2 1
     """
-    if every < 1 or passes_per_step < 1:
-        raise ArgumentError(f"every={every}, passes_per_step={passes_per_step}.", "give at least 1 of both.")
+    check_counts(every=every, passes_per_step=passes_per_step)
     watcher = Watcher(model, sink_of(writer), on_trouble)
     return Monitor(model, watcher, writer, every, passes_per_step, all_ranks)
+
+
+def check_counts(**counts: int) -> None:
+    """Raises :class:`ArgumentError` where one of these arguments is no whole number, or below 1."""
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or count < 1:
+            raise ArgumentError(f"{name}={count!r}.", "give a whole number, at least 1.")
 
 
 class Watcher:
@@ -150,7 +160,8 @@ class Monitor:
         self._model, self._inner, self._watcher, self._writer = model, unwrapped(model), watcher, writer
         self._every, self._passes_per_step, self._all_ranks = every, passes_per_step, all_ranks
         self._step = self._passes = 0
-        self._inside = self._counted = False
+        self._inside = self._counted = self._closed = False
+        self._thread: threading.Thread | None = None
         self._hooks = (Hook(self._before), Hook(self._after))
         self._compiled: Callable[..., Any] | None = None
         try:
@@ -213,6 +224,7 @@ class Monitor:
             warnings.warn(f"the last record was not written: {type(other).__name__}: {other}", stacklevel=3)
 
     def _remove(self) -> None:
+        self._closed = True
         self._watcher.end()
         model = self._model
         for hooks, flags in (
@@ -227,32 +239,42 @@ class Monitor:
         self._compiled = None
 
     def _before(self, module: torch.nn.Module, arguments: Any) -> None:
-        if self._inside:
+        if self._inside or not self._is_ours():
             return
         if self._watcher.watching:
             self._watcher.end()  # an interrupt, past which no hook is called, has left it so
         if self._inner.training and torch.is_grad_enabled() and not is_recomputation():
             self._begin()
 
+    def _is_ours(self) -> bool:
+        """Whether it is open, and no other thread counts the steps: of passes at the same time one is observed."""
+        return not self._closed and (
+            self._thread is None or self._thread is threading.current_thread() or not self._thread.is_alive()
+        )
+
     def _begin(self) -> None:
         self._counted = True
+        self._thread = threading.current_thread()
         first, step = self._passes == 0, self._step
         self._passes = (self._passes + 1) % self._passes_per_step
         self._step += self._passes == 0
         if first:
             self._watcher.hand_on()
-            if step % self._every == 0:
+            # Who took the record may have closed this.
+            if step % self._every == 0 and not self._closed:
                 self._watcher.begin(step, self._all_ranks or is_first_rank())
 
     def _after(self, module: torch.nn.Module, arguments: Any, output: Any) -> None:
         # What was compiled in place looks once more whether it may run uncompiled when it is done.
-        if self._watcher.watching and not self._inside:
+        if self._watcher.watching and not self._inside and self._is_ours():
             self._watcher.end()
 
     def _around_compiled(self, call: Callable[..., Any]) -> None:
         """After ``model.compile()`` the hooks are in compiled code, where they do nothing: this stands around it."""
 
         def counted(*arguments: Any, **keywords: Any) -> Any:
+            if not self._is_ours():
+                return call(*arguments, **keywords)
             self._before(self._model, arguments)
             self._inside = True
             try:

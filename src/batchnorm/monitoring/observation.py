@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -50,7 +51,7 @@ class Seen:
 
 
 class Observation:
-    """Watches a model's norms from :meth:`start` to :meth:`stop`.
+    """Watches a model's norms from :meth:`start` to :meth:`stop`, in the thread that started it alone.
 
     Nothing waits for the device before :meth:`numbers`.
 
@@ -64,9 +65,11 @@ class Observation:
         self.seen: dict[str, Seen] = {}
         self._hooks = [(layer, *self._hooks_of(Seen(path, layer))) for path, layer in norms_of(model)]
         self._on_tensors: list[Any] = []
+        self._thread: int | None = None
 
     def start(self) -> None:
         """Puts the hooks in, behind those that are there, which may change the input."""
+        self._thread = threading.get_ident()
         for layer, before, after in self._hooks:
             layer.register_forward_pre_hook(before, with_kwargs=True)
             if not isinstance(layer, _WAITING):
@@ -87,7 +90,10 @@ class Observation:
     def _hooks_of(self, seen: Seen) -> tuple[Hook, Hook]:
         names = _parameters(type(seen.layer).forward)
 
-        def before(layer: _NormBase, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        # Without keywords: when they are taken out while another thread is between finding this hook and calling it.
+        def before(layer: _NormBase, arguments: tuple[Any, ...], keywords: dict[str, Any] | None = None) -> None:
+            if keywords is None or threading.get_ident() != self._thread:
+                return
             if torch._C._are_functorch_transforms_active():
                 return
             given = {**dict(zip(names, arguments, strict=False)), **keywords}
@@ -98,7 +104,8 @@ class Observation:
                 self._enter(seen, layer, input, mask)
 
         def after(layer: _NormBase, arguments: tuple[Any, ...], output: Any) -> None:
-            if seen.path in self.seen and isinstance(output, Tensor):
+            ours = threading.get_ident() == self._thread
+            if ours and seen.path in self.seen and isinstance(output, Tensor):
                 self._differentiate(seen, "output", output)
 
         return Hook(before), Hook(after)
@@ -137,13 +144,22 @@ class Observation:
             handle.remove()  # of a leaf, which outlives its graph
         self._on_tensors = []
         tensors: list[Tensor] = []
-        for seen in self.seen.values():
+        # Copied, so that both loops see the same: a backward pass in another thread adds to them.
+        all_seen = [
+            replace(
+                seen,
+                moments=list(seen.moments),
+                squares={name: list(squares) for name, squares in list(seen.squares.items())},
+            )
+            for seen in list(self.seen.values())
+        ]
+        for seen in all_seen:
             for call in seen.moments:
                 tensors += call
             tensors += seen.state.values()
             tensors += [square for squares in seen.squares.values() for square, _ in squares]
         arrays = iter(_brought(tensors))
-        for seen in self.seen.values():
+        for seen in all_seen:
             moments = [(next(arrays), next(arrays), next(arrays)) for _ in seen.moments]
             state = {name: next(arrays) for name in seen.state}
             rms = {}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 
 from .block import Block, Entries, Entry
 from .plot.small import svg
 from .small import Small
+from .written import escape
 
 __all__ = ["badges", "breakable", "entries"]
 

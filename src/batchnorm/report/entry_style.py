@@ -42,6 +42,7 @@ ENTRY_STYLE = (
 .sketch span { position: absolute; left: .3rem; font-size: .72rem; line-height: 1; color: var(--soft); display: none; }
 .sketch .high { top: .3rem; } .sketch .low { bottom: .3rem; }
 .ends { display: flex; justify-content: space-between; gap: .3rem; font-variant-numeric: tabular-nums; }
+.ends span { white-space: nowrap; }
 .ends i { font-style: normal; display: none; text-align: center; }
 .small .caption { font-variant-numeric: tabular-nums; }
 .entry summary { cursor: pointer; color: var(--link); font-size: .86rem; width: max-content; max-width: 100%;

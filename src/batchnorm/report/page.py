@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from html import escape
 from string import Template
 
 from .block import Block, Code, Entries, Fold, Formula, Heading, Link, Section, Table
@@ -21,15 +20,24 @@ from .plot import Drawing, alike, figure
 from .script import FOLD, SCRIPT
 from .shell import PAGE
 from .style import STYLE
+from .written import escape
 
 __all__ = ["render"]
 
+_NOSCRIPT = '<noscript><p class="lead">The plots need JavaScript; {}.</p></noscript>\n'
 # What a tone says without its colour, in the list of contents, where there is no room for the word.
 _NAMES = 40  # pixels to the right of a plot from which on names stand there
 _SIGNS = {"good": "✓", "bad": "✗", "open": "?"}
 
 
-def render(title: str, lead: str, sections: Sequence[Section], *, footer: str = "") -> str:
+def render(
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    *,
+    footer: str = "",
+    without_scripts: str = "the verdicts and effects are in the tables",
+) -> str:
     """Gives the whole page as text.
 
     Args:
@@ -37,6 +45,7 @@ def render(title: str, lead: str, sections: Sequence[Section], *, footer: str = 
         lead: A paragraph under it.
         sections: What follows, in order; those with an anchor are listed in the contents.
         footer: The last line.
+        without_scripts: What a reader without JavaScript has in place of charts, where the page has some.
 
     Raises:
         ModuleNotFoundError: If there are charts, and plotly, which brings the script that draws, is not installed.
@@ -47,6 +56,7 @@ def render(title: str, lead: str, sections: Sequence[Section], *, footer: str = 
     return Template(PAGE).substitute(
         title=escape(title),
         lead=escape(lead),
+        noscript=_NOSCRIPT.format(escape(without_scripts)) if charts else "",
         contents=_contents(sections),
         body=body,
         footer=escape(footer),

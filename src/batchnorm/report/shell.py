@@ -18,8 +18,7 @@ $contents
 <main id="start" tabindex="-1">
 <h1>$title</h1>
 <p class="lead">$lead</p>
-<noscript><p class="lead">The plots need JavaScript; the verdicts and effects are in the tables.</p></noscript>
-$body
+$noscript$body
 <footer>$footer</footer>
 </main>
 <script type="application/json" id="charts">$charts</script>

@@ -210,6 +210,7 @@ def _conspicuous(layer: Layer, run: LayerRun) -> Iterator[Block]:
         for channel in order
         if np.isfinite(size[channel])
     ]
+    yield "Farthest: by both together, in running standard deviations and in doublings of the variance."
     yield Table(
         ("channel farthest from running", "mean off by (running std)", "variance / running"),
         rows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -11,13 +11,15 @@ from ...report import Block, Curves, Section, Series, Table, spoken
 from ..diagnosis import Diagnosis
 from ..evidence import Evidence, Layer
 from .channels import Drift, dead, drift, saturated, shown_run
-from .words import anchors, short
+from .words import anchors, listed, short
 
 __all__ = ["gradient_ends", "network"]
 
 _DEPTH = "norm, in the order of calls"
 # What is closer to the running mean than this is drawn here: a logarithm has no 0.
 _NEAREST = 1e-3
+# Of so few norms each has its number at the axis; of more they stand where there is room, at whole numbers anyway.
+_NUMBERED = 12
 # Norms that are listed as those farthest from the data.
 _LISTED = 8
 
@@ -29,7 +31,7 @@ def network(diagnosis: Diagnosis) -> Section | None:
 
 
 def gradient_ends(layers: Sequence[Layer]) -> tuple[float, float] | None:
-    """Powers of ten between which all gradients at norms lie; None where there are none."""
+    """Powers of ten between which all gradients at norms lie; None where none is above 0 and finite."""
     found = [
         value
         for layer in layers
@@ -51,9 +53,51 @@ def _blocks(diagnosis: Diagnosis) -> Iterator[Block]:
         yield _shifts(diagnosis, drifts)
         yield _ratios(diagnosis, drifts)
         yield from _farthest(diagnosis, drifts)
+        yield from _gaps("Not among the running means and variances: ", _without_drift(evidence.layers, drifts))
+    elif any(shown_run(layer) is not None for layer in evidence.layers):
+        yield from _gaps("No running means and variances are compared: ", _without_drift(evidence.layers, drifts))
     if gradient_ends(evidence.layers) is not None:
         yield _gradients(diagnosis)
+        yield from _gaps("Where the gradients have gaps: ", _without_gradient(evidence.layers))
+    elif any(layer.gradient is not None for layer in evidence.layers):
+        yield from _gaps("No gradients are drawn: ", _without_gradient(evidence.layers))
     yield from _useless(diagnosis)
+
+
+def _gaps(words: str, reasons: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Which norms are left out, by why: pairs of a path and its reason."""
+    found: dict[str, list[str]] = {}
+    for path, why in reasons:
+        found.setdefault(why, []).append(path)
+    if found:
+        yield words + "; ".join(f"{why} at {listed(paths)}" for why, paths in found.items()) + "."
+
+
+def _without_drift(layers: Sequence[Layer], drifts: Sequence[Drift | None]) -> Iterator[tuple[str, str]]:
+    for layer, each in zip(layers, drifts, strict=True):
+        if shown_run(layer) is None:
+            yield layer.path, "no batch arrived"
+        elif each is None:
+            yield layer.path, "no running statistics" if not layer.has_statistics else "other channels than it has"
+        elif not np.isfinite(each.shift).any():
+            yield layer.path, "not finite"
+
+
+def _without_gradient(layers: Sequence[Layer]) -> Iterator[tuple[str, str]]:
+    for layer in layers:
+        given = layer.gradient
+        values = [] if given is None else [each for each in (given.output, given.input) if each is not None]
+        if not values:
+            yield layer.path, "none came back"
+        elif not all(map(math.isfinite, values)):
+            yield layer.path, "not finite"
+        elif 0 in values:
+            yield layer.path, "0"
+
+
+def _ticks(layers: Sequence[Layer]) -> Sequence[float] | None:
+    """Whole numbers: between norms there is none."""
+    return range(1, len(layers) + 1) if len(layers) <= _NUMBERED else None
 
 
 def _line(
@@ -115,6 +159,7 @@ def _shifts(diagnosis: Diagnosis, drifts: Sequence[Drift | None]) -> Curves:
         series,
         log_y=True,
         x_range=_range(layers),
+        x_ticks=_ticks(layers),
         note=note,
     )
 
@@ -141,6 +186,7 @@ def _ratios(diagnosis: Diagnosis, drifts: Sequence[Drift | None]) -> Curves:
         series,
         log_y=True,
         x_range=_range(layers),
+        x_ticks=_ticks(layers),
         note="Band: eight of ten channels.",
     )
 
@@ -156,6 +202,10 @@ def _farthest(diagnosis: Diagnosis, drifts: Sequence[Drift | None]) -> Iterator[
             rows.append((size, number, layer, each))
     rows.sort(key=lambda row: (-row[0], row[1]))
     places = anchors(diagnosis)
+    yield (
+        "Farthest from the data: by the larger of two, the median channel's distance of means in standard deviations, "
+        "and the doublings or halvings of its variance."
+    )
     yield Table(
         (
             "farthest from the data",
@@ -191,8 +241,9 @@ def _gradients(diagnosis: Diagnosis) -> Curves:
         series,
         log_y=True,
         x_range=_range(layers),
+        x_ticks=_ticks(layers),
         note="Of the first batch in training mode. To the left are the norms that the gradient reaches last. "
-        "A line that ends or has a gap: nothing came back there, or 0.",
+        "A line that ends or has a gap: nothing came back there, or 0, or what is not finite.",
     )
 
 
@@ -210,6 +261,7 @@ def _useless(diagnosis: Diagnosis) -> Iterator[Block]:
             "share of the channels (%)",
             series,
             x_range=_range(diagnosis.evidence.layers),
+            x_ticks=_ticks(diagnosis.evidence.layers),
             note="Dead: never above 0 in these batches, so that no ReLU lets them through, or one value only. "
             "Saturated: most outputs beyond ±4, where sigmoid and tanh are flat. What follows the norm is not asked.",
         )

@@ -11,6 +11,7 @@ from ...report import Series, Small, spoken
 from ..evidence import Layer, LayerRun
 from ..histogram import Histogram
 from .channels import Numbers, affine, dead, drift, finite, pooled, saturated, shown_run, span
+from .words import counted
 
 __all__ = ["POINTS", "pictures"]
 
@@ -25,6 +26,8 @@ _BINS = 48
 _FAINT = 0.002
 # A share of values beyond the ends of a picture that is worth a line.
 _TOLD = 0.01
+# What an edge is off by, in parts of the range, where it should be 0.
+_ROUNDING = 1e-9
 # The edges of the picture of drift: running standard deviations, and doublings of the variance.
 _SHIFT, _DOUBLINGS = 2.0, 3.0
 
@@ -39,7 +42,7 @@ def pictures(layer: Layer, gradients: tuple[float, float] | None) -> Iterator[Sm
     run = shown_run(layer)
     if run is not None:
         modes = _modes(layer)
-        yield _input(layer, run, modes)
+        yield _input(run, modes)
         yield _standardized(layer, modes)
         yield _output(run, modes)
         yield _drift(layer)
@@ -56,9 +59,10 @@ def _modes(layer: Layer) -> list[tuple[str, LayerRun, int]]:
     return [(name, run, color) for name, run, color in found if run is not None]
 
 
-def _input(layer: Layer, run: LayerRun, modes: Sequence[tuple[str, LayerRun, int]]) -> Small:
+def _input(run: LayerRun, modes: Sequence[tuple[str, LayerRun, int]]) -> Small:
     seen = [(name, each.input, color) for name, each, color in modes if each.input.total]
-    lost = sum(call.nonfinite for each in (layer.in_training, layer.in_evaluation) if each for call in each.calls)
+    # Both modes saw the same batches.
+    lost = sum(call.nonfinite for call in run.calls if not call.recomputed)
     if not seen:
         return Small("Input", "", empty=f"{lost:,} values, none of them finite" if lost else "no values")
     low, high = _occupied([each for _, each, _ in seen])
@@ -103,6 +107,10 @@ def _output(run: LayerRun, modes: Sequence[tuple[str, LayerRun, int]]) -> Small:
         for found, word in ((dead(run), "dead"), (saturated(run), "saturated"))
         if found.any()
     ]
+    known = [each.numpy() for each in (run.output_high, run.output_var) if each is not None]
+    lost = int(np.any([~np.isfinite(each) for each in known], axis=0).sum()) if known else 0
+    if lost:
+        caption.append(f"{counted(lost, 'channel')} not finite")
     return _histograms("Output", "value", seen, low, high, caption)
 
 
@@ -117,7 +125,10 @@ def _occupied(histograms: Sequence[Histogram]) -> tuple[float, float]:
         seen = np.flatnonzero(each.counts > _FAINT * each.counts.max())
         if seen.size:
             ends += [float(each.edges[seen[0]]), float(each.edges[seen[-1] + 1])]
-    return (min(ends), max(ends)) if ends else (histograms[0].low, histograms[0].high)
+    low, high = (min(ends), max(ends)) if ends else (histograms[0].low, histograms[0].high)
+    # The edge of a bin at 0, but for rounding.
+    tiny = _ROUNDING * (high - low)
+    return (0.0 if abs(low) < tiny else low), (0.0 if abs(high) < tiny else high)
 
 
 def _whole(low: float, high: float) -> tuple[float, float]:
@@ -261,11 +272,14 @@ def _statistics(layer: Layer) -> Iterator[Small]:
 def _gradient(layer: Layer, ends: tuple[float, float] | None) -> Small:
     title = "Gradient"
     gradient = layer.gradient
-    if gradient is None or ends is None or (gradient.output is None and gradient.input is None):
-        return Small(title, "", empty="none came back")
-    rows = [("out", gradient.output, 1.0, 1), ("in", gradient.input, 0.0, 2)]
+    rows = [] if gradient is None else [("out", gradient.output, 1.0, 1), ("in", gradient.input, 0.0, 2)]
     seen = [(name, value, y, color) for name, value, y, color in rows if value is not None]
-    caption = [f"{name} {spoken(value, 2)}" for name, value, _, _ in seen]
+    if not seen:
+        return Small(title, "", empty="none came back")
+    caption = [f"{name} {spoken(value, 2) if math.isfinite(value) else 'not finite'}" for name, value, _, _ in seen]
+    if ends is None or not any(0 < value < math.inf for _, value, _, _ in seen):
+        same = {"0 came back" if value == 0 else "not finite" for _, value, _, _ in seen}
+        return Small(title, "", empty=same.pop() if len(same) == 1 else ", ".join(caption))
     low, high = math.log10(ends[0]), math.log10(ends[1])
     series = []
     for name, value, y, color in seen:

@@ -25,7 +25,11 @@ def verdict(diagnosis: Diagnosis) -> tuple[str, str]:
     for severity in reversed(SEVERITIES):
         if counts[severity]:
             return counted(counts[severity], _SINGULAR[severity]), TONES[severity]
-    return "nothing found", "good" if diagnosis.rules else "open"
+    if not diagnosis.evidence.layers:
+        return "no norms", "open"
+    ran, skipped = len(diagnosis.rules), len(diagnosis.skipped)
+    # Where most could not look, that nothing was found says little.
+    return (f"nothing found by {ran} of {ran + skipped} rules", "open") if skipped >= ran else ("nothing found", "good")
 
 
 def summary(diagnosis: Diagnosis) -> Section:
@@ -73,6 +77,11 @@ def _blocks(diagnosis: Diagnosis) -> Iterator[Block]:
         rows = sorted((why, code) for code, why in diagnosis.skipped.items())
         table = Table(("rule", "why not"), [(code, why) for why, code in rows], title="Rules that were not run")
         yield Fold("Which rules were not run, and why", (table,))
+    if evidence.unread:
+        yield "Not looked at", counted(len(evidence.unread), "module")
+        places = [(path or "(the model itself)", why) for path, why in evidence.unread.items()]
+        table = Table(("module", "why not"), places, title="Modules that were not looked at")
+        yield Fold("Which modules were not looked at, and why", (table,))
 
 
 def _backward(diagnosis: Diagnosis, run: Run, reached: int) -> str:

@@ -8,7 +8,7 @@ from ..diagnosis import Diagnosis
 from ..evidence import Layer
 from ..finding import Finding, Severity
 
-__all__ = ["MODEL", "TONES", "anchors", "at", "badge", "counted", "finding_anchor", "model_name", "short"]
+__all__ = ["MODEL", "TONES", "anchors", "at", "badge", "counted", "finding_anchor", "listed", "model_name", "short"]
 
 #: Where a path is empty.
 MODEL = "(the model itself)"
@@ -20,6 +20,12 @@ _SIGNS: dict[Severity, str] = {"error": "✗", "warning": "!", "info": "i"}
 def counted(number: int, word: str, several: str = "") -> str:
     """As in "1 norm", "2 norms"."""
     return f"{number:,} {word if number == 1 else several or f'{word}s'}"
+
+
+def listed(paths: Sequence[str], most: int = 6) -> str:
+    """The first of these layers by name, and how many more there are."""
+    names = ", ".join(map(short, paths[:most]))
+    return f"{names} and {len(paths) - most:,} more" if len(paths) > most else names
 
 
 def badge(finding: Finding, text: str) -> tuple[str, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from html import escape
 
 from ..chart import Curves, Series
+from ..written import escape
 from .axes import LEFT, Axis, Drawing, fit, numbers
 from .hover import bars, hover
 from .labels import LINE_HEIGHT, Label, column, inside, peaks, room

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Iterator
-from html import escape
 from itertools import pairwise
 
 from ..chart import Series
 from ..number import spoken
+from ..written import escape
 from .axes import Drawing, numbers
 
 __all__ = ["bars", "hover", "named"]

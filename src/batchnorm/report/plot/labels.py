@@ -9,9 +9,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 
+from ..written import escape
 from .axes import Axis, Drawing
 
 __all__ = ["Label", "column", "inside", "peaks", "room", "spread", "wrapped"]
