@@ -507,7 +507,7 @@ def test_whatever_the_tracer_raises_is_no_error(monkeypatch: pytest.MonkeyPatch)
     def raises(*_: Any) -> None:
         raise AssertionError("in export")
 
-    monkeypatch.setattr("batchnorm.doctor.collect.trace", raises)
+    monkeypatch.setattr("batchnorm.doctor.look.trace", raises)
     assert looked_at(network(), frozenset(Need), batches=images()).graph_failure == "AssertionError: in export"
 
 

@@ -18,6 +18,7 @@ import batchnorm
 from batchnorm.errors import ArgumentError
 from batchnorm.monitoring import monitor as module
 from batchnorm.monitoring import observation, values, writing
+from interrupts import interrupted_at
 from monitoring.networks import NETWORKS, hooks_of, images, plain, train
 
 MONITOR = sys.modules["batchnorm.monitoring.monitor"]
@@ -196,27 +197,8 @@ def test_who_is_told_of_trouble_may_end_the_training():
         train(model, 2)
 
 
-def interrupted(line, work):
-    """Runs something, with ``KeyboardInterrupt`` before this one of the lines that run in the files."""
-    run = -1
-
-    def trace(frame, event, argument):
-        nonlocal run
-        # Before the first line of __exit__, as in __enter__, Python itself leaves nobody to put things back.
-        if frame.f_code.co_filename not in FILES or frame.f_code.co_name in ("__enter__", "__exit__"):
-            return None
-        if event == "line":
-            run += 1
-            if run == line:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    finally:
-        sys.settrace(before)
+# Before the first line of __exit__, as in __enter__, Python itself leaves nobody to put things back.
+NOBODY = ("__enter__", "__exit__")
 
 
 def test_an_interrupt_at_any_line():
@@ -232,7 +214,8 @@ def test_an_interrupt_at_any_line():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                interrupted(line, work)
+                with interrupted_at(line, FILES, but=NOBODY):
+                    work()
             except KeyboardInterrupt:
                 assert hooks_of(model) == before, line
                 line += 3

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,32 +11,10 @@ import torch
 import batchnorm
 from batchnorm import accumulate_statistics
 from batchnorm.population import accumulate, sinks
+from interrupts import interrupted_at
 from population.recalibrate_tools import expected, images, picture
 
 FILES = {accumulate.__file__, sinks.__file__}
-
-
-@contextmanager
-def interrupted_at(line):
-    """Raises ``KeyboardInterrupt`` before this one of the lines that run in the files."""
-    run = -1
-
-    def trace(frame, event, argument):
-        nonlocal run
-        if frame.f_code.co_filename not in FILES:
-            return None
-        if event == "line":
-            run += 1
-            if run == line:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 def model():
@@ -66,7 +43,7 @@ def test_at_any_line():
     before = picture(net)
     for line in range(2000):
         with suppress(KeyboardInterrupt):
-            with interrupted_at(line):
+            with interrupted_at(line, FILES):
                 step(net, x)
             break
         assert picture(net) == before, line
@@ -80,7 +57,7 @@ def test_at_any_line_of_a_step_that_fails():
     before = picture(net)
     for line in range(2000):
         either = pytest.raises((KeyboardInterrupt, KeyError))
-        with either as raised, interrupted_at(line), accumulate_statistics(net):
+        with either as raised, interrupted_at(line, FILES), accumulate_statistics(net):
             net(x)
             raise KeyError
         assert picture(net) == before, line

@@ -6,8 +6,8 @@ import copy
 import io
 import pickle
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import batchnorm
 from batchnorm.errors import ArgumentError
 from batchnorm.population import freeze, layers, unfreeze
+from interrupts import interrupted_at
 
 SOURCE = sys.modules["batchnorm.population.freeze"].__file__
 
@@ -228,29 +229,6 @@ def test_a_registry_of_subclasses_does_not_hear_of_frozen_ones():
     assert heard == []
 
 
-@contextmanager
-def interrupted_at(line: int, file: str | None) -> Iterator[None]:
-    """Raises ``KeyboardInterrupt`` before the nth line that runs in a file's functions."""
-    left = line
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename != file or frame.f_code.co_name in ("restore", "__init__"):
-            return None
-        if event == "line" and left >= 0:
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
-
-
 @pytest.mark.parametrize("what", ["freeze", "unfreeze"])
 def test_an_interrupt_at_any_line_changes_nothing(what):
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3).eval())
@@ -260,7 +238,7 @@ def test_an_interrupt_at_any_line_changes_nothing(what):
     before = state(model)
     for line in range(1000):
         with suppress(KeyboardInterrupt):
-            with interrupted_at(line, SOURCE):
+            with interrupted_at(line, {SOURCE}, but=("restore", "__init__")):
                 freeze(model, affine=True) if what == "freeze" else unfreeze(model)
             break
         assert state(model) == before, line

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from ..nn._base import is_batch_norm
 from ..population.batches import Forward
 from ..population.engine import unwrapped
 from .collect import MAX_BATCHES, Loss, collect
@@ -23,7 +24,7 @@ from .registry import matching
 from .registry import select as select_rules
 from .rule import Need, Rule
 from .rules.bn026_eps_mismatch import EPS
-from .static import of_tensors, static
+from .static import of_tensors
 
 __all__ = ["diagnose"]
 
@@ -99,7 +100,8 @@ def diagnose(
             evidence = of_tensors(state, settings)
             return _diagnosed(rules, ignored, evidence, Subject(state=state) if first else subject)
         needs = frozenset(need for rule in rules for need in (*rule.needs, *rule.uses))
-        paths = [(layer.path, layer.channels) for layer in static(unwrapped(model))] if _is_module(model) else []
+        modules = unwrapped(model).named_modules() if isinstance(model, torch.nn.Module) else ()
+        paths = [(path, module.num_features) for path, module in modules if is_batch_norm(module)]
         evidence, ranks = together(
             paths,
             lambda agreed: collect(

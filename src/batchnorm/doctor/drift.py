@@ -9,7 +9,7 @@ import numpy as np
 
 from .evidence import Layer, LayerRun
 
-__all__ = ["Drift", "drift"]
+__all__ = ["Drift", "drift", "relative"]
 
 _Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -17,6 +17,7 @@ _Array: TypeAlias = "np.ndarray[Any, Any]"
 _ERRORS = 3.0
 # Of fewer batches, what they differ by says too little: samples are counted then.
 _BATCHES = 4
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,22 @@ class Drift:
         return float(np.exp(np.median(np.abs(np.log(self.ratio)))))
 
 
+def relative(layer: Layer, run: LayerRun, mean: _Array, var: _Array) -> tuple[_Array, _Array]:
+    """The input's mean less ``mean``, in standard deviations, and its variance over ``var``, a value a channel.
+
+    Both variances are taken with eps, as the layer takes them: where a variance is smaller, it does not matter. NaN
+    where something is not finite, or ``var`` is negative.
+    """
+    eps = layer.eps or 0.0
+    with np.errstate(all="ignore"):
+        # A channel that is constant, and was, has no variance at all where eps is 0.
+        scale = np.where(var < 0, np.nan, np.maximum(var + eps, _TINY))
+        shift = (run.mean.numpy() - mean) / np.sqrt(scale)
+        ratio = np.maximum(run.var.numpy() + eps, _TINY) / scale
+    known = np.isfinite(shift) & np.isfinite(ratio) & (ratio > 0)
+    return np.where(known, shift, np.nan), np.where(known, ratio, np.nan)
+
+
 def drift(layer: Layer, run: LayerRun | None, mean: _Array | None = None, var: _Array | None = None) -> Drift | None:
     """Compares a layer's running statistics with the input of a run.
 
@@ -83,16 +100,13 @@ def drift(layer: Layer, run: LayerRun | None, mean: _Array | None = None, var: _
     if run is None or mean is None or var is None or not len(mean) or run.mean.shape != mean.shape:
         return None
     calls = [call for call in run.calls if not call.recomputed and call.mean.shape == run.mean.shape and call.values]
-    input_mean, input_var = run.mean.numpy(), run.var.numpy()
-    eps = layer.eps or 0.0
-    finite = all(np.isfinite(each).all() for each in (mean, var, input_mean, input_var))
-    if not calls or not finite or (var < 0).any():
+    shift, ratio = relative(layer, run, mean, var)
+    if not calls or not np.isfinite(shift).all():
         return None
-    # A channel that is constant, and was, has no variance at all where eps is 0.
-    tiny = float(np.finfo(np.float32).tiny)
-    scale, own = np.maximum(var + eps, tiny), np.maximum(input_var + eps, tiny)
+    eps = layer.eps or 0.0
+    own = np.maximum(run.var.numpy() + eps, _TINY)
     means = np.stack([call.mean.numpy() for call in calls])
-    logs = np.log(np.maximum(np.stack([call.var.numpy() for call in calls]) + eps, tiny))
+    logs = np.log(np.maximum(np.stack([call.var.numpy() for call in calls]) + eps, _TINY))
     samples = max(sum(call.shape[0] for call in calls), 1)
     of_mean = of_log = 0.0
     if len(calls) > 1:
@@ -103,8 +117,8 @@ def drift(layer: Layer, run: LayerRun | None, mean: _Array | None = None, var: _
     momentum = min(layer.momentum or 0.0, 1.0)
     weight = 1 / len(calls) + momentum / (2 - momentum)
     return Drift(
-        np.abs(input_mean - mean) / np.sqrt(scale),
-        own / scale,
+        np.abs(shift),
+        ratio,
         (of_mean * weight) ** 0.5,
         (of_log * weight) ** 0.5,
     )

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ...report import spoken
+from ..drift import relative
 from ..evidence import Layer, LayerRun
 
 __all__ = [
@@ -51,19 +52,11 @@ def shown_run(layer: Layer) -> LayerRun | None:
 
 
 def drift(layer: Layer) -> Drift | None:
-    """None without running statistics or batches.
-
-    Both variances are taken with eps, as the layer takes them: where a variance is smaller, it does not matter.
-    """
+    """None without running statistics or batches."""
     run, mean, var = shown_run(layer), layer.values("running_mean"), layer.values("running_var")
     if run is None or mean is None or var is None or run.mean.numel() != mean.size:
         return None
-    eps = layer.eps or 0.0
-    with np.errstate(all="ignore"):
-        shift = (run.mean.numpy() - mean) / np.sqrt(var + eps)
-        ratio = (run.var.numpy() + eps) / (var + eps)
-    known = np.isfinite(shift) & np.isfinite(ratio) & (ratio > 0)
-    return Drift(np.where(known, shift, np.nan), np.where(known, ratio, np.nan))
+    return Drift(*relative(layer, run, mean, var))
 
 
 def affine(layer: Layer) -> tuple[Numbers | None, Numbers | None]:
