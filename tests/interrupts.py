@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def interrupted_at(line: int, files: Collection[str | None], *, but: Collection[str] = ()) -> Iterator[None]:
-    """Raises ``KeyboardInterrupt`` before this one of the lines that run in the files, but in functions of these names."""
+    """Raises ``KeyboardInterrupt`` before this one of the lines that run in the files, some functions left out."""
     run = -1
 
     def trace(frame: Any, event: str, argument: Any) -> Any:

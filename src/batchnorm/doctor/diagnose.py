@@ -18,12 +18,12 @@ from .collect import MAX_BATCHES, Loss, collect
 from .diagnosis import Diagnosis
 from .evidence import Evidence, Settings
 from .finding import SEVERITIES, Finding, Subject
+from .frameworks import EPS
 from .mends import addressed
 from .ranks import Accord, together
 from .registry import matching
 from .registry import select as select_rules
 from .rule import Need, Rule
-from .rules.bn026_eps_mismatch import EPS
 from .static import of_tensors
 
 __all__ = ["diagnose"]

@@ -62,6 +62,7 @@ import numpy as np
 
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Fix, Measurement, Subject
+from ..frameworks import EPS
 from ..mends import quoted
 from ..rule import Need, Rule
 
@@ -69,16 +70,6 @@ from ..rule import Need, Rule
 NOTABLE, HARMFUL = 0.01, 0.05
 # A layer that has this one was given none.
 _TORCH = 1e-5
-EPS = {
-    "torch": 1e-5,
-    "keras": 1e-3,
-    "tensorflow": 1e-3,
-    "flax": 1e-5,
-    "haiku": 1e-5,
-    "caffe": 1e-5,
-    "paddle": 1e-5,
-    "chainer": 2e-5,
-}
 
 
 class EpsMismatch(Rule):
