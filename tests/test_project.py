@@ -87,6 +87,7 @@ ROOMS: dict[str, set[str]] = {
 
 # The library needs torch and NumPy; these are for the commands, by the room that may use them.
 TOOLS: dict[str, set[str]] = {
+    "ops": {"triton"},
     "doctor": {"safetensors"},
     "report": {"plotly", "latex2mathml"},
     "study": {"scipy", "mlxtend", "sklearn", "joblib", "PIL"},
@@ -178,7 +179,9 @@ def test_a_wrong_arrow_is_seen(file, line):
 def test_importing_the_library_imports_no_tool():
     loaded = set(run_python("import sys, batchnorm; print(*sys.modules)").split())
     packages = {name.split(".")[0] for name in loaded}
-    assert packages.isdisjoint({"typer", "rich", "plotly", "sklearn", "scipy", "mlxtend", "pandas", "matplotlib"})
+    assert packages.isdisjoint(
+        {"typer", "rich", "plotly", "sklearn", "scipy", "mlxtend", "pandas", "matplotlib", "triton"}
+    )
     rooms = {name.split(".")[1] for name in loaded if name.startswith("batchnorm.")}
     assert rooms == ROOMS["batchnorm"] - set(batchnorm._LATER)
 

@@ -41,7 +41,7 @@ def test_elsewhere_masks_and_single_values_go_to_the_plain_kernels(name: str, mo
 
 
 def test_backends_are_one_line_each() -> None:
-    assert [backend.name for backend in batchnorm.backends()] == ["cpu", "native", "eager"]
+    assert [backend.name for backend in batchnorm.backends()] == ["cpu", "triton", "native", "eager"]
     assert all("\n" not in str(backend) for backend in batchnorm.backends())
     assert batchnorm.backends()[0].available == cpu.available
 

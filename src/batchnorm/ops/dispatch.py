@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from . import cpu, eager, native
+from . import cpu, eager, native, running, triton
 
-__all__ = ["Backend", "backends", "enter", "explain", "kernels", "python_kernels"]
+__all__ = ["Backend", "backends", "enter", "explain", "kernels", "primitives", "python_kernels", "running_mover"]
 
 # The compiled CPU kernels, once they have entered. They need the operators, which need this file.
 _compiled: ModuleType | None = None
@@ -21,7 +22,8 @@ class Backend:
     """A set of kernels, and whether it serves this machine.
 
     Attributes:
-        name: ``"cpu"`` (the compiled kernels), ``"native"`` (torch's own) or ``"eager"`` (plain torch operations).
+        name: ``"cpu"`` (the compiled kernels), ``"triton"`` (those for GPUs), ``"native"`` (torch's own) or ``"eager"``
+            (plain torch operations).
         available: Whether it can serve on this machine.
         serves: What it is used for.
         reason: Why it is available, or why not.
@@ -44,11 +46,42 @@ def kernels(input: Tensor, mask: Tensor | None, evaluation: bool = False) -> Mod
     """
     if _compiled is not None and input.is_cpu and input.layout is torch.strided:
         return _compiled
-    return python_kernels(input, mask, evaluation)
+    if input.is_cuda:
+        served = triton.layer_kernels(input)
+        if served is not None:
+            return served
+    return _plain(input, mask, evaluation)
 
 
 def python_kernels(input: Tensor, mask: Tensor | None, evaluation: bool = False) -> ModuleType:
-    """As :func:`kernels`, the compiled ones left out: what the operators themselves fall back on."""
+    """As :func:`kernels`, for the operators themselves: what computes, never what calls an operator."""
+    if input.is_cuda:
+        served = triton.operator_kernels(input)
+        if served is not None:
+            return served
+    return _plain(input, mask, evaluation)
+
+
+def primitives(input: Tensor) -> ModuleType:
+    """What computes ``moments``, ``double_moments``, ``grad_sums`` and ``grad_input`` for the operators."""
+    served = triton.operator_kernels(input) if input.is_cuda else None
+    return eager if served is None else served
+
+
+def running_mover(mean: Tensor, direct: bool) -> Callable[..., None]:
+    """What moves running buffers by such a mean, by the signature of :func:`running.update_running`.
+
+    With ``direct`` it is a layer that asks, and no operator.
+    """
+    if mean.is_cuda:
+        served = triton.layer_kernels(mean) if direct else triton.operator_kernels(mean)
+        if served is not None:
+            mover: Callable[..., None] = served.update_running
+            return mover
+    return running.update_running
+
+
+def _plain(input: Tensor, mask: Tensor | None, evaluation: bool) -> ModuleType:
     return native if evaluation or native.serves(input, mask) else eager
 
 
@@ -72,6 +105,8 @@ def explain(input: Tensor, mask: Tensor | None = None) -> str:
     kernel = kernels(input, mask)
     if kernel is _compiled:
         return "cpu: the compiled kernels serve every input on the CPU"
+    if input.is_cuda and kernel is triton.layer_kernels(input):
+        return "triton: the Triton kernels serve every input on this GPU"
     if kernel is native:
         return "native: torch's own batch norm kernels serve input without a mask"
     if mask is not None:
@@ -86,11 +121,14 @@ def backends() -> tuple[Backend, ...]:
         >>> for backend in backends():
         ...     print(backend)
         cpu: ... (everything on the CPU; ...)
+        triton: ... (everything on CUDA and ROCm GPUs; ...)
         native: yes (evaluation, and training without a mask; torch ... brings it)
         eager: yes (everything else; plain torch operations run on every device)
     """
+    on_gpu, why = triton.availability()
     return (
         Backend("cpu", _compiled is not None, "everything on the CPU", cpu.reason),
+        Backend("triton", on_gpu, "everything on CUDA and ROCm GPUs", why),
         Backend("native", True, "evaluation, and training without a mask", f"torch {torch.__version__} brings it"),
         Backend("eager", True, "everything else", "plain torch operations run on every device"),
     )

@@ -237,7 +237,8 @@ def grad_input(
     sum_dz_standardized: Tensor | None,
     eps: float,
     activation: Activation,
-) -> tuple[Tensor, Tensor]:
+    keep_residual: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """The gradients of input and residual, ``dresidual = dz`` and (§3, the chain rule, collapsed).
 
         dx = weight / √(var + eps) · (dz − Σdz / count − x̂ · Σ(dz·x̂) / count)
@@ -245,7 +246,7 @@ def grad_input(
     Without the sums the statistics are constants (evaluation) and ``dx = weight / √(var + eps) · dz``.
 
     Returns:
-        ``grad_input`` and ``grad_residual``, both (N, C, *spatial) of the input's dtype.
+        ``grad_input`` and, with ``keep_residual``, ``grad_residual``, both (N, C, *spatial) of the input's dtype.
     """
     dz = _grad_preactivation(grad_output, input, mean, var, weight, bias, residual, mask, bits, eps, activation)
     dx = dz
@@ -257,7 +258,7 @@ def grad_input(
     scale = torch.rsqrt(_per_channel(var, input) + eps)
     dx = dx * (scale if weight is None else scale * _per_channel(weight, input))
     dx = masked(dx, mask)
-    return dx.to(input.dtype), dz.to(input.dtype)
+    return dx.to(input.dtype), dz.to(input.dtype) if keep_residual else None
 
 
 def forward(
@@ -315,6 +316,6 @@ def backward(
         sum_dz, sum_dz_standardized = grad_sums(*layer, eps, activation)
     if wanted[0] or wanted[3]:
         sums = (sum_dz, sum_dz_standardized) if training else (None, None)
-        dx, dz = grad_input(*layer, count, sums[0], sums[1], eps, activation)
+        dx, dz = grad_input(*layer, count, sums[0], sums[1], eps, activation, wanted[3])
     every = (dx, sum_dz_standardized, sum_dz, dz)
     return tuple(gradient if want else None for gradient, want in zip(every, wanted, strict=True))  # type: ignore[return-value]

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 from ..activation import Activation
 from ..errors import ArgumentError
 from . import eager, running
-from .dispatch import kernels
+from .dispatch import kernels, running_mover
 from .gradients import Backward, differentiable, gradients, keep
 from .observers import observers, tell
 from .schema import LIBRARY
@@ -184,7 +184,8 @@ def update_running(
 ) -> None:
     """Move the running buffers, in place; see :func:`running.update_running`."""
     buffers = (running_mean, running_var, num_batches_tracked)
-    if torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+    transformed = torch._C._are_functorch_transforms_active()
+    if torch.compiler.is_compiling() and not transformed:
         if not isinstance(count, Tensor):
             count = torch.full((), count, dtype=torch.int64, device=mean.device)
         overload = "tensor" if isinstance(momentum, Tensor) else "default"
@@ -192,7 +193,8 @@ def update_running(
         operator(*buffers, count, mean, var, momentum, skip_nonfinite)
     else:
         _check_models(running_mean, mean)
-        running.update_running(*buffers, count, mean, var, momentum, skip_nonfinite)
+        update = running.update_running if transformed else running_mover(mean, direct=True)
+        update(*buffers, count, mean, var, momentum, skip_nonfinite)
 
 
 def _check_models(running_mean: Tensor, mean: Tensor) -> None:

@@ -26,8 +26,7 @@ from torch import Tensor
 from ..activation import Activation
 from . import eager
 from .bits import bits_size
-from .dispatch import python_kernels
-from .running import update_running
+from .dispatch import primitives, python_kernels, running_mover
 
 __all__ = ["LIBRARY", "SCHEMAS"]
 
@@ -80,10 +79,6 @@ def _operator(schema: str, implementation: Callable[..., Any], fake: Callable[..
     torch.library.register_fake(f"batchnorm::{name}", checked, lib=LIBRARY)
 
 
-# Arguments pass through here as they come: their number and kinds are the schema's to check.
-_eager: Any = eager
-
-
 def _conform(output: Tensor, input: Tensor, wanted: bool = True) -> Tensor:
     if not wanted:
         return output.new_empty(0)
@@ -93,11 +88,13 @@ def _conform(output: Tensor, input: Tensor, wanted: bool = True) -> Tensor:
 
 
 def _moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return eager.moments(input, mask)
+    found: tuple[Tensor, Tensor, Tensor] = primitives(input).moments(input, mask)
+    return found
 
 
 def _double_moments(input: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return eager.double_moments(input, mask)
+    found: tuple[Tensor, Tensor, Tensor] = primitives(input).double_moments(input, mask)
+    return found
 
 
 def _normalize(input: Tensor, *arguments: Any) -> Tensor:
@@ -108,14 +105,16 @@ def _normalize(input: Tensor, *arguments: Any) -> Tensor:
 
 def _grad_sums(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *layer, name, parameters = arguments
-    sums: tuple[Tensor, Tensor] = _eager.grad_sums(grad_output, input, *layer, Activation.of(name, parameters))
+    activation = Activation.of(name, parameters)
+    sums: tuple[Tensor, Tensor] = primitives(input).grad_sums(grad_output, input, *layer, activation)
     return sums
 
 
 def _grad_input(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     *layer, name, parameters, keep_residual = arguments
-    dx, dz = _eager.grad_input(grad_output, input, *layer, Activation.of(name, parameters))
-    return _conform(dx, input), _own(_conform(dz, input, keep_residual), grad_output)
+    activation = Activation.of(name, parameters)
+    dx, dz = primitives(input).grad_input(grad_output, input, *layer, activation, keep_residual)
+    return _conform(dx, input), input.new_empty(0) if dz is None else _own(_conform(dz, input), grad_output)
 
 
 def _own(gradient: Tensor, grad_output: Tensor) -> Tensor:
@@ -140,6 +139,10 @@ def _backward(grad_output: Tensor, input: Tensor, *arguments: Any) -> tuple[Tens
     found = kernel.backward(grad_output, input, *layer, eps, Activation.of(name, parameters), wanted)
     dx, dweight, dbias, dz = (input.new_empty(0) if gradient is None else gradient for gradient in found)
     return _conform(dx, input, wanted[0]), dweight, dbias, _own(_conform(dz, input, wanted[3]), grad_output)
+
+
+def _update_running(running_mean: Tensor, running_var: Tensor, num_batches_tracked: Tensor | None, *batch: Any) -> None:
+    running_mover(batch[1], direct=False)(running_mean, running_var, num_batches_tracked, *batch)
 
 
 def _vector(input: Tensor) -> Tensor:
@@ -179,8 +182,8 @@ _IMPLEMENTATIONS: tuple[tuple[Callable[..., Any], ...], tuple[Callable[..., Any]
         _forward,
         _backward,
         _train,
-        update_running,
-        update_running,
+        _update_running,
+        _update_running,
     ),
     (
         _fake_moments,

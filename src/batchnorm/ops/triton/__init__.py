@@ -1,0 +1,98 @@
+"""The GPU kernels, written in Triton: whether they serve, why, and the kernels themselves when a tensor asks for them.
+
+Triton is imported with the first tensor on a GPU and not before: that takes a good part of a second, and who has no GPU
+pays nothing. CUDA and ROCm are both ``cuda`` to torch, and both are served.
+
+``BATCHNORM_TRITON_KERNELS=0`` in the environment leaves the kernels out, as if Triton were not installed; it is read
+once, when the library is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ...errors import ArgumentError
+
+__all__ = ["availability", "layer_kernels", "operator_kernels"]
+
+_OLDEST_CAPABILITY = (7, 5)  # of NVIDIA's GPUs, the oldest that Triton compiles for
+
+
+def _turned_off() -> bool:
+    wish = os.environ.get("BATCHNORM_TRITON_KERNELS", "")
+    if wish not in ("", "0", "1"):
+        raise ArgumentError(
+            f"the environment variable BATCHNORM_TRITON_KERNELS is {wish!r}.",
+            "0 leaves the Triton kernels out; unset it, or 1, to use them on GPUs.",
+        )
+    return wish == "0"
+
+
+_is_off = _turned_off()
+
+
+@functools.cache
+def _missing() -> str | None:
+    """Why no GPU of this process is served; None where that is up to the GPU."""
+    if _is_off:
+        return "turned off by BATCHNORM_TRITON_KERNELS=0"
+    if find_spec("triton") is None:
+        return "Triton is not installed; torch builds for CUDA and ROCm bring it"
+    return None
+
+
+@functools.cache
+def _serves(index: int) -> tuple[bool, str]:
+    """Whether the kernels serve the GPU of this index, and why."""
+    missing = _missing()
+    if missing is not None:
+        return False, missing
+    if not torch.cuda.is_available():  # nor for a fake tensor of a GPU, on a machine that has none
+        built = torch.version.cuda or torch.version.hip
+        return False, "torch sees no GPU" if built else f"torch {torch.__version__} was built for no GPU"
+    name = torch.cuda.get_device_name(index)
+    if torch.version.hip is None and torch.cuda.get_device_capability(index) < _OLDEST_CAPABILITY:
+        return False, f"{name} is older than what Triton compiles for (compute capability 7.5)"
+    try:
+        version = importlib.import_module("triton").__version__
+        importlib.import_module(f"{__name__}.kernels")
+    except ImportError as error:
+        return False, f"Triton does not load: {str(error).splitlines()[0]}"
+    return True, f"Triton {version} on {name}"
+
+
+# By the GPU's index: what layers call, and what operators call. Asked at every call.
+_modules: dict[int, tuple[ModuleType, ModuleType] | None] = {}
+
+
+def _both(input: Tensor) -> tuple[ModuleType, ModuleType] | None:
+    index = input.get_device()
+    if index not in _modules:
+        served = _serves(index)[0]
+        here = (importlib.import_module(f"{__name__}.{name}") for name in ("kernels", "compute"))
+        _modules[index] = (next(here), next(here)) if served else None
+    return _modules[index] if input.layout is torch.strided else None
+
+
+def layer_kernels(input: Tensor) -> ModuleType | None:
+    """What layers call for this input on a GPU, by the signatures of :mod:`batchnorm.ops.eager`; None: not served."""
+    both = _both(input)
+    return None if both is None else both[0]
+
+
+def operator_kernels(input: Tensor) -> ModuleType | None:
+    """As :func:`layer_kernels`, for the operators: what computes, whoever watches."""
+    both = _both(input)
+    return None if both is None else both[1]
+
+
+def availability() -> tuple[bool, str]:
+    """Whether the kernels serve this machine's current GPU, and why, in one line."""
+    return _serves(torch.cuda.current_device() if torch.cuda.is_available() else 0)

@@ -1,0 +1,98 @@
+"""Where values are: a position of the batch and a channel become an offset into memory.
+
+A position p counts through the batch without its channels: p = n·S + s, with S values a sample and channel, M = N·S of
+them in all. Memory is walked in one of two ways, both of which a kernel gets as (samples, channels, space):
+
+- Planes, (N, C, *spatial) contiguous: offset n·C·S + c·S + s. One program has one channel.
+- Rows (``ROWS``), channels-last and (N, C): offset p·C + c. One program has a block of channels.
+
+``UNIT`` is the power of two, 16 at most, that divides what lies side by side, S in planes and C in rows, which comes
+divided by it: so the compiler knows how far values are aligned, and moves them 16 bytes at a time. ``WIDE`` counts in
+64 bits, for tensors of 2³¹ values and more.
+"""
+
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["aligned", "byte_offsets", "channel_block", "extent", "offsets", "positions", "program"]
+
+
+@triton.jit
+def extent(samples, channels, space, UNIT: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr):
+    """C, S and M."""
+    INTEGER: tl.constexpr = tl.int64 if WIDE else tl.int32
+    samples = tl.cast(samples, INTEGER)  # not .to(): what is 1 comes as a constant, which has no such method
+    channels = tl.cast(channels, INTEGER)
+    space = tl.cast(space, INTEGER)
+    if ROWS:
+        return channels * UNIT, space, samples * space
+    else:
+        return channels, space * UNIT, samples * (space * UNIT)
+
+
+@triton.jit
+def program(C, CHANNELS: tl.constexpr, WIDE: tl.constexpr):
+    """Which block of channels this program has, and the how many-th of those that have it."""
+    blocks = tl.cdiv(C, CHANNELS)
+    pid = tl.cast(tl.program_id(0), tl.int64 if WIDE else tl.int32)
+    return pid % blocks, pid // blocks
+
+
+@triton.jit
+def channel_block(block, C, CHANNELS: tl.constexpr, ROWS: tl.constexpr):
+    """The channels of a program, and which of them there are."""
+    if ROWS:
+        c = block * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    else:
+        c = block
+    return c, c < C
+
+
+@triton.jit
+def positions(begin, BLOCK: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr):
+    """``BLOCK`` positions from ``begin`` on, each ``STRIDE`` after the one before."""
+    if ROWS:
+        return begin + tl.arange(0, BLOCK)[:, None] * STRIDE
+    else:
+        return begin + tl.arange(0, BLOCK) * STRIDE
+
+
+@triton.jit
+def first_of_sample(p, S, magic, shift, WIDE: tl.constexpr):
+    """⌊p / S⌋; below 2³¹ by a multiplication (``layout.divisor``), since a division is some twenty instructions."""
+    if WIDE:
+        return p // S
+    else:
+        high = tl.umulhi(p.to(tl.uint32), magic.to(tl.uint32, bitcast=True))
+        return ((high + p.to(tl.uint32)) >> shift.to(tl.uint32)).to(tl.int32)
+
+
+@triton.jit
+def offsets(p, c, C, S, magic, shift, ROWS: tl.constexpr, WIDE: tl.constexpr):
+    """Of each position and channel."""
+    if ROWS:
+        return p * C + c
+    else:
+        return p + first_of_sample(p, S, magic, shift, WIDE) * ((C - 1) * S) + c * S
+
+
+@triton.jit
+def aligned(offset, UNIT: tl.constexpr, ROWS: tl.constexpr):
+    """The offsets of a tile of neighbours, with what the compiler cannot see: runs of ``UNIT`` values lie together."""
+    if ROWS:
+        return tl.max_contiguous(tl.multiple_of(offset, (1, UNIT)), (1, UNIT))
+    else:
+        return tl.max_contiguous(tl.multiple_of(offset, UNIT), UNIT)
+
+
+@triton.jit
+def byte_offsets(group, c, C, M, ROWS: tl.constexpr):
+    """Of the bytes, each with the bits of eight positions: in planes a channel's lie together, in rows a group's."""
+    if ROWS:
+        return group * C + c
+    else:
+        return c * tl.cdiv(M, 8) + group

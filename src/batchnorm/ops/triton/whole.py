@@ -1,0 +1,166 @@
+"""Forward and backward pass in one launch each, where all positions of a block of channels stay on the chip."""
+
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .addresses import aligned, byte_offsets, channel_block, extent, offsets, positions
+from .elements import activated, coefficients, inverse_std, is_on, packed, preactivation, total, unpacked
+from .gradients import gradient_of_preactivation, through_statistics
+from .moments import origin_of
+
+__all__ = ["whole_backward", "whole_forward"]
+
+
+@triton.jit(do_not_specialize=["magic", "shift"])
+def whole_forward(
+    x,
+    residual,
+    mask,
+    weight,
+    bias,
+    output,
+    bits,
+    count_out,
+    mean_out,
+    var_out,
+    samples,
+    channels,
+    space,
+    magic,
+    shift,
+    EPS: tl.constexpr,
+    ACT: tl.constexpr,
+    P0: tl.constexpr,
+    P1: tl.constexpr,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """``BLOCK`` is no less than the positions. Without ``output`` these are the moments alone."""
+    C, S, M = extent(samples, channels, space, UNIT, ROWS, WIDE)
+    c, within = channel_block(tl.program_id(0), C, CHANNELS, ROWS)
+    p = positions(0, BLOCK, 1, ROWS)
+    there = p < M
+    at = aligned(offsets(p, c, C, S, magic, shift, ROWS, WIDE), UNIT, ROWS)
+    value = tl.load(x + at, mask=there & within, other=0.0).to(ACC)
+    valid = there
+    if mask is not None:
+        valid = tl.load(mask + p, mask=there, other=0) != 0
+        n = tl.sum(tl.sum(valid.to(tl.int32), 0), 0) if ROWS else tl.sum(valid.to(tl.int32), 0)
+    else:
+        n = M
+    values = tl.maximum(n, 1).to(ACC)
+    origin = origin_of(x, mask, c, within, C, S, M, magic, shift, ROWS, WIDE, ACC)
+    distance = tl.where(valid, value - origin, 0.0)
+    near = total(distance, ROWS) / values
+    distance = tl.where(valid, distance - near, 0.0)
+    # The mean's own rounding, found on the distances from it, is taken out of both.
+    correction = total(distance, ROWS) / values
+    near += correction
+    distance = tl.where(valid, distance - correction, 0.0)
+    var = total(distance * distance, ROWS) / values
+    OUT: tl.constexpr = mean_out.dtype.element_ty
+    mean = tl.where(n > 0, origin.to(OUT) + near.to(OUT), 0.0)
+    tl.store(mean_out + c, mean, mask=within)
+    tl.store(var_out + c, var.to(OUT), mask=within)
+    if tl.program_id(0) == 0:
+        tl.store(count_out, n.to(tl.int64))
+    if output is not None:
+        scale = inverse_std(var, EPS)
+        if weight is not None:
+            scale *= tl.load(weight + c, mask=within, other=0.0).to(ACC)
+        if bias is not None:
+            move_by = tl.load(bias + c, mask=within, other=0.0).to(ACC)
+        else:
+            move_by = tl.where(within, 0.0, 0.0).to(ACC)
+        z = preactivation(value, mean, scale, move_by)
+        if residual is not None:
+            z += tl.load(residual + at, mask=there & within, other=0.0).to(ACC)
+        if bits is not None:
+            group = positions(0, BLOCK // 8, 1, ROWS)
+            some = packed(is_on(z, ACT, P0, P1), BLOCK, CHANNELS, ROWS)
+            tl.store(bits + byte_offsets(group, c, C, M, ROWS), some, mask=(group * 8 < M) & within)
+        y = activated(z, ACT, P0, P1)
+        if mask is not None:
+            y = tl.where(valid, y, 0.0)
+        tl.store(output + at, y.to(output.dtype.element_ty), mask=there & within)
+
+
+@triton.jit(do_not_specialize=["magic", "shift"])
+def whole_backward(
+    dy,
+    x,
+    residual,
+    mask,
+    mean,
+    var,
+    weight,
+    bias,
+    bits,
+    count,
+    dx,
+    dresidual,
+    sum_dz_out,
+    sum_dz_standardized_out,
+    samples,
+    channels,
+    space,
+    magic,
+    shift,
+    EPS: tl.constexpr,
+    ACT: tl.constexpr,
+    P0: tl.constexpr,
+    P1: tl.constexpr,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """All gradients of a block of channels; without ``count`` those of evaluation, where statistics are constants."""
+    C, S, M = extent(samples, channels, space, UNIT, ROWS, WIDE)
+    c, within = channel_block(tl.program_id(0), C, CHANNELS, ROWS)
+    m, invstd, scale, move_by = coefficients(mean, var, weight, bias, c, within, EPS, ACC)
+    p = positions(0, BLOCK, 1, ROWS)
+    there = p < M
+    at = aligned(offsets(p, c, C, S, magic, shift, ROWS, WIDE), UNIT, ROWS)
+    centred = tl.load(x + at, mask=there & within, other=0.0).to(ACC) - m
+    gradient = tl.load(dy + at, mask=there & within, other=0.0).to(ACC)
+    added = None
+    if residual is not None:
+        added = tl.load(residual + at, mask=there & within, other=0.0).to(ACC)
+    on = None
+    if bits is not None:
+        group = positions(0, BLOCK // 8, 1, ROWS)
+        bytes = tl.load(bits + byte_offsets(group, c, C, M, ROWS), mask=(group * 8 < M) & within, other=0)
+        on = unpacked(bytes, BLOCK, CHANNELS, ROWS)
+    dz = gradient_of_preactivation(gradient, centred, added, on, scale, move_by, ACT, P0, P1)
+    standardized = centred * invstd
+    valid = there
+    if mask is not None:
+        valid = tl.load(mask + p, mask=there, other=0) != 0
+        dz = tl.where(valid, dz, 0.0)
+        standardized = tl.where(valid, standardized, 0.0)
+    if dresidual is not None:
+        tl.store(dresidual + at, dz.to(dresidual.dtype.element_ty), mask=there & within)
+    first = total(dz, ROWS)
+    second = total(dz * standardized, ROWS)
+    tl.store(sum_dz_out + c, first, mask=within)
+    tl.store(sum_dz_standardized_out + c, second, mask=within)
+    if dx is not None:
+        if count is not None:
+            by_dz, by_centred, constant = through_statistics(tl.load(count), first, second, invstd, scale)
+            found = tl.fma(dz, by_dz, tl.fma(centred, by_centred, constant))
+            if mask is not None:
+                found = tl.where(valid, found, 0.0)
+        else:
+            found = dz * scale
+        tl.store(dx + at, found.to(dx.dtype.element_ty), mask=there & within)
