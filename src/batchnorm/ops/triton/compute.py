@@ -5,9 +5,11 @@ Nothing here waits for the device or asks it anything, and all memory is torch's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from ..bits import bits_size, no_bits
 from ..eager import statistics_dtype
 from ..running import is_recomputation
 from .gradients import finish_sums, input_gradient, partial_sums
-from .launch import ACCUMULATE, launch
+from .launch import ACCUMULATE, ELEMENTS, launch
 from .layout import Walk, walk
 from .moments import finish_moments, partial_moments
 from .normalize import normalize as normalize_kernel
@@ -43,6 +45,9 @@ Buffers = tuple[Tensor, Tensor, Tensor | None]
 class _Pass:
     """What all kernels of one pass over an input take.
 
+    A kernel takes any memory for what it is told, so what does not fit is refused here. Who wants words for it checks
+    before, as :mod:`batchnorm.functional` does.
+
     Attributes:
         walk: How the input is walked.
         like: A new tensor with the strides of ``torch.empty_like(input)``.
@@ -51,10 +56,13 @@ class _Pass:
     """
 
     def __init__(self, input: Tensor, mask: Tensor | None) -> None:
+        if input.dtype not in ELEMENTS or input.dim() < 2:
+            raise RuntimeError(f"batchnorm: the input is {input.dtype} of shape {tuple(input.shape)}.")
         self.like = torch.empty_like(input)
         self.walk: Walk = walk(self.like)
-        self.input = self.walk.order(input)
-        self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
+        self.shape, self.device = input.shape, input.device
+        self.input = self.ordered(input)
+        self.mask = None if mask is None else self._bytes(mask)
         self.dtype = statistics_dtype(input.dtype)
         self.constants: dict[str, Any] = {
             "UNIT": self.walk.unit,
@@ -63,27 +71,58 @@ class _Pass:
             "ACC": ACCUMULATE[self.dtype],
         }
 
-    def ordered(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else self.walk.order(tensor)
+    def _bytes(self, mask: Tensor) -> Tensor:
+        if mask.dtype != torch.bool or mask.numel() != self.walk.positions or mask.device != self.device:
+            raise RuntimeError(f"batchnorm: the mask is {mask.dtype} of shape {tuple(mask.shape)} on {mask.device}.")
+        return mask.contiguous().view(torch.uint8)
 
-    def vector(self, dtype: torch.dtype | None = None) -> Tensor:
+    def ordered(self, tensor: Tensor) -> Tensor:
+        """``tensor``, of the input's shape, in the walk's order."""
+        if tensor.shape != self.shape or tensor.device != self.device:
+            raise RuntimeError(f"batchnorm: shape {tuple(tensor.shape)} on {tensor.device}, not the input's.")
+        return self.walk.order(tensor.resolve_neg())
+
+    def ordered_or_none(self, tensor: Tensor | None) -> Tensor | None:
+        """As :meth:`ordered`, of what may not be there."""
+        return None if tensor is None else self.ordered(tensor)
+
+    def statistics(self, *vectors: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Vectors (C,) of any precision, as a kernel reads them."""
+        return tuple(None if vector is None else self._vector(vector, ELEMENTS) for vector in vectors)
+
+    def parameters(self, *vectors: Tensor | None) -> tuple[Tensor | None, ...]:
+        """As :meth:`statistics`, of the input's dtype or that of its statistics."""
+        dtypes = (self.dtype, self.like.dtype)
+        return tuple(None if vector is None else self._vector(vector, dtypes) for vector in vectors)
+
+    def _vector(self, vector: Tensor, dtypes: Collection[torch.dtype]) -> Tensor:
+        if vector.shape != (self.walk.channels,) or vector.dtype not in dtypes or vector.device != self.device:
+            described = f"{vector.dtype} of shape {tuple(vector.shape)} on {vector.device}"
+            raise RuntimeError(f"batchnorm: a vector is {described}, for {self.walk.channels} channels.")
+        return vector.resolve_neg().contiguous()
+
+    def new_vector(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Memory for a vector (C,), of the statistics' dtype if no other is named."""
         return self.like.new_empty(self.walk.channels, dtype=dtype or self.dtype)
 
-    def tensor(self) -> Tensor:
+    def new_tensor(self) -> Tensor:
         """Memory in the walk's order for a result of the input's shape and dtype; see :meth:`result`."""
         return torch.empty_like(self.like if self.walk.lies(self.like) else self.input)
 
     def result(self, found: Tensor) -> Tensor:
-        """What :meth:`tensor` gave, when it is filled, with the strides that the contract names."""
+        """What :meth:`new_tensor` gave, when it is filled, with the strides that the contract names."""
         return found if self.walk.lies(self.like) else torch.empty_like(self.like).copy_(found)
 
     def cut(self, kernel: str, bits: Tensor | None = None) -> Cut:
+        """How ``kernel`` shares the walk."""
         return cut(kernel, self.walk, self.like.element_size(), bits is not None)
 
     def fits_whole(self, kernel: str) -> Cut | None:
+        """How ``kernel`` has all positions in one tile, or None."""
         return fits_whole(kernel, self.walk, self.like.element_size())
 
     def launch(self, kernel: Any, programs: int, cut: Cut, *arguments: Any, **constants: Any) -> None:
+        """One launch, with what all kernels take."""
         sizes = {"BLOCK": cut.block, "CHANNELS": cut.channels}
         launch(kernel, programs, self.like, *arguments, warps=cut.warps, **self.constants, **sizes, **constants)
 
@@ -91,10 +130,6 @@ class _Pass:
 def _activation(activation: Activation, eps: float) -> dict[str, Any]:
     first, second = (*activation.parameters, 0.0, 0.0)[:2]
     return {"EPS": eps, "ACT": activation.name, "P0": first, "P1": second}
-
-
-def _plain(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.contiguous()
 
 
 def moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +148,7 @@ def double_moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, T
 
 
 def _moments(here: _Pass, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    found = here.like.new_empty((), dtype=torch.int64), here.vector(dtype), here.vector(dtype)
+    found = here.like.new_empty((), dtype=torch.int64), here.new_vector(dtype), here.new_vector(dtype)
     whole = here.fits_whole("whole_forward")
     if whole is not None:
         nothing = _activation(Activation("identity"), 0.0)
@@ -175,10 +210,11 @@ def _normalize(
     move: _Move | None,
     layer: dict[str, Any],
 ) -> Tensor:
-    output = here.tensor()
+    output = here.new_tensor()
     piece = here.cut("normalize", bits)
     tiles = piece.slices * piece.blocks(here.walk.channels)
-    tensors = (here.input, here.ordered(residual), here.mask, *map(_plain, (mean, var, weight, bias)), output, bits)
+    vectors = (*here.statistics(mean, var), *here.parameters(weight, bias))
+    tensors = (here.input, here.ordered_or_none(residual), here.mask, *vectors, output, bits)
     moved = (None, None, None, None, 0.0, 0.0) if move is None else move.arguments
     constants = {"CUMULATIVE": False, "SKIP": False, "MOVED": 1} if move is None else move.constants
     programs = tiles + (move is not None)
@@ -226,6 +262,8 @@ def train(
         buffers_or_none = (None, None, None) if buffers is None else buffers
         settings = (momentum, skip_nonfinite, eps, activation, keep_bits)
         return eager.train(input, weight, bias, residual, mask, *buffers_or_none, *settings)
+    if mask is None and input.numel() == input.shape[1]:
+        raise RuntimeError(f"batchnorm: one value a channel in training, of shape {tuple(input.shape)}.")
     if is_recomputation():
         buffers = None
     return _train(input, weight, bias, residual, mask, buffers, momentum, skip_nonfinite, eps, activation, keep_bits)
@@ -240,33 +278,41 @@ class _Move:
     def __init__(
         self, buffers: Buffers, count: Tensor | int, momentum: float | Tensor | None, skip_nonfinite: bool
     ) -> None:
-        torch.autograd.graph.increment_version([buffer for buffer in buffers if buffer is not None])
-        self._buffers = buffers
-        # Vectors with gaps are moved in a copy.
-        self._written = tuple(_plain(buffer) for buffer in buffers)
+        self._buffers = [buffer for buffer in buffers if buffer is not None]
+        channels = buffers[0].numel()
+        torch.autograd.graph.increment_version(self._buffers)
+        # A vector with gaps is moved in a copy.
+        self._written = [buffer.contiguous() for buffer in self._buffers]
         number = momentum if isinstance(momentum, float) else 0.0
         rounded = _as_float32(number)
         self.momentum = momentum if isinstance(momentum, Tensor) else None
-        self.arguments = (*self._written, count, rounded, number - rounded)
-        block = min(power_of_two(buffers[0].numel()), 1024)
+        written = self._written if buffers[2] is not None else (*self._written, None)
+        self.arguments = (*written, count, rounded, number - rounded)
+        block = min(power_of_two(channels), _MOVED_AT_ONCE)
         self.constants = {"CUMULATIVE": momentum is None, "SKIP": skip_nonfinite, "MOVED": block}
 
     def launch(self, mean: Tensor, var: Tensor) -> None:
+        """Move them in a launch of their own; elsewhere one of another kernel's programs does."""
         *buffers, count, momentum, rest = self.arguments
         settings = dict(self.constants)
         block = settings.pop("MOVED")
         by = (self.momentum, momentum, rest)
-        arguments = (*buffers, count, _plain(mean), _plain(var), *by, mean.numel())
+        arguments = (*buffers, count, mean.contiguous(), var.contiguous(), *by, mean.numel())
         launch(move_running, 1, mean, *arguments, **settings, BLOCK=block, warps=4)
 
     def finish(self) -> None:
+        """Write back what was moved in a copy."""
         for buffer, written in zip(self._buffers, self._written, strict=True):
-            if buffer is not None and written is not None and buffer is not written:
+            if buffer is not written:
                 buffer.copy_(written)
 
 
+_MOVED_AT_ONCE = 1024  # channels
+
+
+@functools.lru_cache(256)
 def _as_float32(number: float) -> float:
-    return float(torch.tensor(number, dtype=torch.float32))
+    return float(np.float32(number))
 
 
 def update_running(
@@ -302,6 +348,13 @@ def _train(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     here = _Pass(input, mask)
     layer = _activation(activation, eps)
+    # Whatever does not fit is refused before a buffer moves.
+    here.parameters(weight, bias)
+    residual = here.ordered_or_none(residual)
+    if buffers is not None:
+        here.statistics(*buffers[:2])
+        if buffers[2] is not None and buffers[2].device != here.device:
+            raise RuntimeError(f"batchnorm: num_batches_tracked is on {buffers[2].device}.")
     bits = here.like.new_empty(bits_size(input), dtype=torch.uint8) if keep_bits else None
     kept = no_bits(input) if bits is None else bits
     whole = here.fits_whole("whole_forward")
@@ -310,10 +363,10 @@ def _train(
         move = None if buffers is None else _Move(buffers, count, momentum, skip_nonfinite)
         output = _normalize(here, mean, var, weight, bias, residual, bits, move, layer)
     else:
-        output = here.tensor()
-        count, mean, var = here.like.new_empty((), dtype=torch.int64), here.vector(), here.vector()
+        output = here.new_tensor()
+        count, mean, var = here.like.new_empty((), dtype=torch.int64), here.new_vector(), here.new_vector()
         move = None if buffers is None else _Move(buffers, count, momentum, skip_nonfinite)
-        tensors = (here.input, here.ordered(residual), here.mask, _plain(weight), _plain(bias), output, bits)
+        tensors = (here.input, residual, here.mask, *here.parameters(weight, bias), output, bits)
         arguments = (*tensors, count, mean, var, *here.walk.extent)
         here.launch(whole_forward, whole.blocks(here.walk.channels), whole, *arguments, **layer)
         output = here.result(output)
@@ -429,18 +482,19 @@ class _Gradients:
         self.same = activation.name == "identity" and mask is None and grad_output.dtype == input.dtype
         self.bits = bits
         self.tensors = (
-            self.pass_.walk.order(grad_output),
+            self.pass_.ordered(grad_output),
             self.pass_.input,
-            self.pass_.ordered(residual),
+            self.pass_.ordered_or_none(residual),
             self.pass_.mask,
-            *map(_plain, (mean, var, weight, bias)),
+            *self.pass_.statistics(mean, var),
+            *self.pass_.parameters(weight, bias),
             bits,
         )
         self.layer = _activation(activation, eps)
 
     def _results(self, wants_input: bool, wants_residual: bool) -> tuple[Tensor | None, Tensor | None]:
-        dx = self.pass_.tensor() if wants_input else None
-        return dx, self.pass_.tensor() if wants_residual and not self.same else None
+        dx = self.pass_.new_tensor() if wants_input else None
+        return dx, self.pass_.new_tensor() if wants_residual and not self.same else None
 
     def _finished(
         self, dx: Tensor | None, dz: Tensor | None, wants_residual: bool
@@ -455,7 +509,7 @@ class _Gradients:
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         """All gradients in one launch."""
         dx, dz = self._results(wants_input, wants_residual)
-        sums = self.pass_.vector(), self.pass_.vector()
+        sums = self.pass_.new_vector(), self.pass_.new_vector()
         programs = cut.blocks(self.pass_.walk.channels)
         arguments = (*self.tensors, count, dx, dz, *sums, *self.pass_.walk.extent)
         self.pass_.launch(whole_backward, programs, cut, *arguments, **self.layer)
@@ -470,7 +524,7 @@ class _Gradients:
         programs = part.slices * part.blocks(channels)
         arguments = (*self.tensors, *parts, *here.walk.extent, part.steps)
         here.launch(partial_sums, programs, part, *arguments, **self.layer, STRIDE=part.stride)
-        sums = here.vector(), here.vector()
+        sums = here.new_vector(), here.new_vector()
         sizes = {"SLICES": power_of_two(part.slices), "CHANNELS": FINISH.values}
         programs = -(-channels // FINISH.values)
         launch(finish_sums, programs, here.like, *parts, *sums, channels, part.slices, **sizes, warps=FINISH.warps)
@@ -491,7 +545,7 @@ class _Gradients:
         if dx is not None or dz is not None:
             piece = self.pass_.cut("input_gradient", self.bits)
             programs = piece.slices * piece.blocks(self.pass_.walk.channels)
-            statistics = (count, _plain(sum_dz), _plain(sum_dz_standardized))
+            statistics = (count, *self.pass_.statistics(sum_dz, sum_dz_standardized))
             arguments = (*self.tensors, *statistics, dx, dz, *self.pass_.walk.extent)
             self.pass_.launch(input_gradient, programs, piece, *arguments, **self.layer, STRIDE=piece.stride)
         return self._finished(dx, dz, wants_residual)

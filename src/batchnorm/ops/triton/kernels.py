@@ -16,7 +16,7 @@ from . import compute
 
 __all__ = ["CHECKS_TENSORS", "backward", "forward", "normalize", "train", "update_running"]
 
-CHECKS_TENSORS = False  # a kernel takes any memory for what it is told
+CHECKS_TENSORS = True  # each refuses what does not fit, before anything is launched
 
 _OPS = torch.ops.batchnorm
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -8,7 +8,10 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["ACCUMULATE", "launch"]
+__all__ = ["ACCUMULATE", "ELEMENTS", "launch"]
+
+#: The dtypes of inputs.
+ELEMENTS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 #: The dtype that values are computed in, by that of the statistics.
 ACCUMULATE = {torch.float32: tl.float32, torch.float64: tl.float64}

@@ -43,7 +43,8 @@ def move(
     ``momentum_tensor`` has it where it is a tensor, and with ``CUMULATIVE`` it is one over the number of batches, this
     one included.
     """
-    COMPUTE: tl.constexpr = tl.float32 if running_var.dtype.element_ty != tl.float64 else tl.float64
+    DOUBLE: tl.constexpr = running_var.dtype.element_ty == tl.float64
+    COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     if count.dtype.is_ptr():
         n = tl.load(count)
     else:
@@ -62,7 +63,7 @@ def move(
         by = 1.0 / (tl.load(num_batches_tracked) + 1).to(COMPUTE)
     elif momentum_tensor is not None:
         by = tl.load(momentum_tensor).to(COMPUTE)
-    elif COMPUTE == tl.float64:
+    elif DOUBLE:
         by = tl.cast(momentum, tl.float64) + tl.cast(momentum_rest, tl.float64)
     else:
         by = tl.cast(momentum, tl.float32)
