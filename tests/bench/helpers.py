@@ -75,8 +75,8 @@ class Wrong:
     def __init__(self, result: str, by: float = 1e-3) -> None:
         self.result, self.by = result, by
 
-    def build(self, case: Case) -> Any:
-        contender: Any = OURS.build(case)
+    def build(self, case: Case, device: str = "cpu") -> Any:
+        contender: Any = OURS.build(case, device)
         right = contender.results
 
         def results(inputs: Inputs) -> dict[str, torch.Tensor]:
@@ -94,5 +94,5 @@ class Absent:
 
     name = "absent"
 
-    def build(self, case: Case) -> Any:
+    def build(self, case: Case, device: str = "cpu") -> Any:
         raise Unavailable("it is not installed")

@@ -126,11 +126,10 @@ def test_draws_are_the_same_every_time_and_differ_by_case():
     assert not torch.equal(draw(case).x, draw(other).x)
 
 
-def test_inputs_rotate_through_more_than_the_caches(monkeypatch):
-    monkeypatch.setattr("batchnorm.bench.inputs.l2_bytes", lambda: 1 << 20)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+def test_inputs_rotate_through_more_than_the_caches():
+    caches = 2 << 20
     small = Case((64, 16, 8, 8), "relu")
-    assert copies(small) * 2 * small.bytes >= 2 * 2 << 20
-    assert (copies(small) - 1) * 2 * small.bytes < 2 * 2 << 20
-    assert copies(Case((32, 64, 56, 56))) == 2
-    assert copies(Case((2, 8))) == 256
+    assert copies(small, caches) * 2 * small.bytes >= 2 * 2 << 20
+    assert (copies(small, caches) - 1) * 2 * small.bytes < 2 * 2 << 20
+    assert copies(Case((32, 64, 56, 56)), caches) == 2
+    assert copies(Case((2, 8)), caches) == 256

@@ -54,7 +54,7 @@ def test_an_exception_of_ours_is_a_wrong_result_and_a_peers_is_its_absence():
     class Raises:
         name = "batchnorm"
 
-        def build(self, case):
+        def build(self, case, device="cpu"):
             contender = OURS.build(case)
             contender.results = lambda inputs: 1 / 0
             return contender
@@ -76,7 +76,7 @@ def test_evaluation_is_timed_without_a_graph():
     class Watched:
         name = "batchnorm"
 
-        def build(self, case):
+        def build(self, case, device="cpu"):
             return contender
 
     ours, _ = measure(case, [EAGER], 2, ENVIRONMENT, ours=Watched())

@@ -9,6 +9,7 @@ from batchnorm.bench.cases import Case
 from batchnorm.bench.faults import Usage, allocator, fault_seconds, fault_share, fresh_pages, usage
 from batchnorm.bench.limit import fits, least_bytes
 from batchnorm.bench.timing import Ratio, interleave, quantiles, ratio, repetitions
+from batchnorm.bench.watch import HostWatch
 
 
 def test_contenders_take_turns_and_the_first_rounds_do_not_count():
@@ -24,7 +25,9 @@ def test_contenders_take_turns_and_the_first_rounds_do_not_count():
         return run
 
     repeat = {"b": 2}
-    samples = interleave({name: contender(name) for name in seconds}, 3, repeat=repeat, warm_up=2, clock=lambda: now[0])
+    samples = interleave(
+        {name: contender(name) for name in seconds}, 3, repeat=repeat, warm_up=2, watch=HostWatch(lambda: now[0])
+    )
     assert order == ["a", "b", "b", "c"] * 5
     assert [samples[name].seconds for name in seconds] == [[1.0] * 3, [2.0] * 3, [3.0] * 3]
     assert [samples[name].calls for name in seconds] == [3, 6, 3]

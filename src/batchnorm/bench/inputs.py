@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..machine import l2_bytes
 from .cases import Case
 
 __all__ = ["Inputs", "as_format", "copies", "draw"]
@@ -46,6 +45,12 @@ class Inputs:
         vectors = (self.weight, self.bias, self.running_mean, self.running_var)
         return Inputs(self.x.clone(), residual, self.dy.clone(), *vectors)
 
+    def to(self, device: str) -> Inputs:
+        """The same on a device, strides kept."""
+        residual = None if self.residual is None else self.residual.to(device)
+        vectors = (self.weight, self.bias, self.running_mean, self.running_var)
+        return Inputs(self.x.to(device), residual, self.dy.to(device), *(vector.to(device) for vector in vectors))
+
     def tensors(self) -> Iterator[Tensor]:
         """Those of the input's size."""
         yield self.x
@@ -66,7 +71,10 @@ def as_format(tensor: Tensor, format: str) -> Tensor:
 
 
 def draw(case: Case) -> Inputs:
-    """The same numbers for a case at every call: channels of different means and spreads, as in a network."""
+    """The same numbers for a case at every call, on the CPU.
+
+    Channels have different means and spreads, as in a network.
+    """
     generator = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
     dtype = getattr(torch, case.dtype)
     channels = case.shape[1]
@@ -86,11 +94,14 @@ def draw(case: Case) -> Inputs:
     return Inputs(x, residual, dy, weight, bias, running_mean, running_var)
 
 
-def copies(case: Case) -> int:
-    """How many sets of inputs to rotate through: their bytes exceed twice the L2 caches of all threads.
+def copies(case: Case, caches: int) -> int:
+    """How many sets of inputs to rotate through: their bytes exceed twice the L2 caches that are at work.
 
     At least two, and at most 256: beyond that a tiny tensor is measured from L2 rather than L1.
+
+    Args:
+        case: The case.
+        caches: Bytes of these caches together.
     """
     bytes_of_one = (2 + case.residual if case.training else 1 + case.residual) * case.bytes
-    wanted = 2 * l2_bytes() * torch.get_num_threads()
-    return min(max(2, math.ceil(wanted / bytes_of_one)), _MOST_COPIES)
+    return min(max(2, math.ceil(2 * caches / bytes_of_one)), _MOST_COPIES)

@@ -18,8 +18,8 @@ def fits(case: Case, tensors: int, cache: int, threads: int) -> bool:
     Args:
         case: The case.
         tensors: How many tensors of its size are read twice: 1 forward, 2 backward (x and dy).
-        cache: Bytes of one core's L2.
-        threads: Cores at work.
+        cache: Bytes of one core's L2; of a GPU the whole L2.
+        threads: Cores at work; of a GPU 1, since all multiprocessors share that L2.
     """
     side_by_side = case.format == "channels-last" or len(case.shape) == 2
     everything = tensors * case.bytes
@@ -40,8 +40,8 @@ def least_bytes(case: Case, cache: int, threads: int) -> int:
 
     Args:
         case: The case.
-        cache: Bytes of one core's L2.
-        threads: Cores at work.
+        cache: As in :func:`fits`.
+        threads: Likewise.
 
     Example:
         >>> large = Case((32, 64, 56, 56), "relu", format="channels-last")

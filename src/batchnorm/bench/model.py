@@ -21,7 +21,6 @@ from ..surgery.result import Surgery
 from ..targets import TargetError
 from .contenders import COMPILE, EAGER, FOLD, FUSE, LEAN
 from .environment import Environment
-from .faults import fault_seconds
 from .kept import bytes_kept
 from .model_gate import Gate
 from .norms import counts, reasons
@@ -54,6 +53,11 @@ class Model:
         """The model."""
         assert isinstance(self.given.module, torch.nn.Module)
         return self.given.module
+
+    @property
+    def device(self) -> str:
+        """Where its step runs, as its parameters say: ``"cuda"``, or ``"cpu"`` for all else."""
+        return "cuda" if any(parameter.is_cuda for parameter in self.module.parameters()) else "cpu"
 
 
 def prepare(target: str) -> Model:
@@ -91,7 +95,7 @@ def measure_model(model: Model, peers: Sequence[Peer], rounds: int) -> list[Row]
     Raises:
         TargetError: The step raises.
     """
-    environment = Environment.now(fault_seconds())
+    environment = Environment.measured(model.device)
     try:
         model.given.step()
     except Exception as error:
@@ -122,7 +126,7 @@ class _Training:
                 self.race.enter(peer.name, self.by_compile if peer.name == COMPILE else _not_measured(peer))
 
     def as_given(self) -> Run:
-        norm, activation = shares(self.given.step)
+        norm, activation = shares(self.given.step, self.model.device)
         self.race.note(EAGER, norm_share=norm, activation_share=activation, kept_bytes=_kept(self.given))
         return self.given.step
 
@@ -151,7 +155,7 @@ class _Training:
         return replace(plain, around=lean).step
 
     def by_compile(self) -> Run:
-        if why_no_compiler():
+        if self.model.device == "cpu" and why_no_compiler():
             raise Unavailable(why_no_compiler())
         torch._dynamo.reset()
         module: Any = torch.compile(copied(self.model.module), dynamic=False)

@@ -39,7 +39,7 @@ def page(rows: Sequence[Row]) -> str:
         ModuleNotFoundError: If what the page is made with is not installed.
     """
     environment = rows[-1].environment
-    cases = [row for row in rows if not row.of_a_model]
+    cases = [row for row in rows if row.of_a_case]
     sections = [Section("In a minute", "summary", blocks=tuple(_summary(rows)))]
     sections += [_model(group) for group in _by_case([row for row in rows if row.of_a_model])]
     for peer in dict.fromkeys(row.contender for row in cases if row.contender != BATCHNORM):
@@ -208,6 +208,11 @@ def _environment(rows: Sequence[Row]) -> Iterator[Block]:
         "Contenders run in turn, round after round, on inputs that rotate through more memory than the L2 caches hold; "
         "outputs and gradients are fresh at every step. A step is forward and backward, in evaluation forward alone."
     )
+    if environment.device == "cuda":
+        yield (
+            "A GPU is timed by events before the first and after the last of many steps, which are enqueued one behind "
+            "the other: where the processor is slower at launching than the GPU at computing, its time is what is told."
+        )
     yield (
         "The limit is the time in which the least bytes could move that a step must move, at the bandwidth of a plain "
         "copy of the input in the same rounds."
@@ -215,14 +220,20 @@ def _environment(rows: Sequence[Row]) -> Iterator[Block]:
 
 
 def _terms(environment: Environment) -> Iterator[tuple[str, str]]:
-    versions = {name: getattr(environment, name) for name in ("batchnorm", "torch", "numpy", "python", "jax")}
+    names = ("batchnorm", "torch", "numpy", "python", "jax", "cuda", "cudnn", "triton", "driver")
+    versions = {name: getattr(environment, name) for name in names}
     yield "versions", ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+    on_gpu = environment.device == "cuda"
+    cache = f"{environment.l2_bytes / 2**20:.2g} MiB of L2"
+    if on_gpu:
+        yield "GPU", f"{environment.device_name}, {cache}"
     yield (
         "processor",
-        f"{environment.processor}, {environment.instruction_set}, {environment.threads} threads, "
-        f"{environment.l2_bytes / 2**20:.2g} MiB of L2 a core",
+        f"{environment.processor}, {environment.instruction_set}, {environment.threads} threads"
+        + ("" if on_gpu else f", {cache} a core"),
     )
     yield "system", environment.system + (f", {environment.allocator}" if environment.allocator else "")
     yield "kernels", environment.backends
-    yield "page fault", f"{environment.fault_nanoseconds:.0f} ns each, small pages"
+    if not on_gpu:
+        yield "page fault", f"{environment.fault_nanoseconds:.0f} ns each, small pages"
     yield "date", environment.date

@@ -9,9 +9,11 @@ from typing import Any, TypeAlias
 from ..errors import BatchNormError, DifferentResultError
 from .contenders import EAGER
 from .environment import Environment
+from .gpu import peak_bytes
 from .peers import Unavailable
 from .row import UNAVAILABLE, WRONG, Row, with_times
 from .timing import interleave, repetitions
+from .watch import Watch, watch_of
 
 __all__ = ["Race", "Run", "Wrong"]
 
@@ -67,19 +69,38 @@ class Race:
         except (Wrong, DifferentResultError) as error:
             self.note(name, status=WRONG, reason=str(error))
         except Exception as error:  # a compiler or a user's code raises what it likes
-            first = (str(error).strip().splitlines() or [""])[0]
-            own = isinstance(error, BatchNormError | Unavailable)
-            self.note(name, reason=first if own else f"{type(error).__name__}: {first}")
+            self.note(name, reason=_said(error))
 
     def note(self, name: str, **values: Any) -> None:
         """Adds to a contender's row."""
         self.rows[name] = replace(self.rows[name], **values)
 
+    def _tried(self, name: str, run: Run, watch: Watch) -> int | None:
+        """How often to repeat a contender; None where it raises, as for want of memory."""
+        try:
+            if self.environment.device == "cuda":
+                self.note(name, peak_bytes=peak_bytes(run))
+            return repetitions(run, watch)
+        except Exception as error:
+            self.note(name, reason=_said(error))
+            return None
+
     def timed(self, rounds: int) -> list[Row]:
         """Times all of them in turn, and gives the rows."""
-        repeat = {name: repetitions(run) for name, run in self.runs.items()}
-        samples = interleave(self.runs, rounds, repeat=repeat)
+        watch = watch_of(self.environment.device)
+        repeat: dict[str, int] = {}
+        for name, run in self.runs.items():
+            times = self._tried(name, run, watch)
+            if times is not None:
+                repeat[name] = times
+        runs = {name: self.runs[name] for name in repeat}
+        samples = interleave(runs, rounds, repeat=repeat, watch=watch)
         ours, eager = samples.get(self.ours), samples.get(EAGER)
         for name, found in samples.items():
             self.rows[name] = with_times(self.rows[name], found, ours, repeat[name], eager)
         return list(self.rows.values())
+
+
+def _said(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return first if isinstance(error, BatchNormError | Unavailable) else f"{type(error).__name__}: {first}"

@@ -17,11 +17,27 @@ from .faults import fault_share
 from .timing import Samples, quantiles
 from .timing import ratio as ratio_of
 
-__all__ = ["INFERENCE", "MODEL", "Environment", "Row", "merged", "read", "table", "with_times", "write"]
+__all__ = [
+    "COPY",
+    "INFERENCE",
+    "MODEL",
+    "TESTS",
+    "Environment",
+    "Row",
+    "merged",
+    "read",
+    "table",
+    "with_times",
+    "write",
+]
 
 TIMED, WRONG, UNAVAILABLE = "timed", "wrong", "unavailable"
+#: Of tests.
+PASSED = "passed"
 #: The modes of a user's own model: a training step; the forward pass in evaluation, without gradients.
 MODEL, INFERENCE = "model", "model inference"
+#: Of what is no case: a copy of plain memory; tests that were run first.
+COPY, TESTS = "copy", "tests"
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,8 @@ class Row:
         residual: Whether a sum does.
         contender: ``batchnorm``, or a peer. Of a model ``fuse``, ``lean`` (with which the fused one trains), ``fold``,
             or a peer.
-        status: ``timed``; ``wrong`` where a result broke the tolerance; ``unavailable``.
+        status: ``timed``; ``wrong`` where a result broke the tolerance; ``unavailable``. Of tests
+            ``passed`` or ``wrong``.
         reason: Why it is not timed.
         tolerance_share: The largest error, as a share of what the three-way tolerance allows.
         microseconds_20: 20% quantile of a step's time.
@@ -59,9 +76,9 @@ class Row:
         limit_microseconds: The time of the least bytes at the copy's bandwidth.
         times_limit: The step's median by that.
         kept_bytes: Bytes kept between forward and backward pass.
-        faults: Page faults a step.
+        faults: Page faults a step; not on a GPU.
         fault_share: Share of the step's processor time that they took (:func:`batchnorm.bench.faults.fault_share`).
-        backend: Which of our kernels served; empty for a peer.
+        backend: Which of our kernels served; of eager torch on a GPU, which of torch's; else empty.
         norm_share: Share of a model's step that its norms take, as given.
         activation_share: The same of activations and sums.
         speedup: Of a model: eager torch's median by this contender's; above 1, this one is faster.
@@ -74,6 +91,9 @@ class Row:
         norms: With what, and why, with the number of norms before it: ``33 fused: relu | 4 replaced: …``.
         max_error: The largest difference from the model as given, in its own dtype; of ``lean``, from ``fuse``.
         max_error_float64: The same in float64, where the model runs in it.
+        peak_bytes: On a GPU: the most that was allocated during a step, above what was there before it.
+        launches: On a GPU, of tiny inputs: kernels that a step launches.
+        host_microseconds: On a GPU: the median time of the processor until a step was enqueued.
         environment: What it was measured on.
     """
 
@@ -120,6 +140,9 @@ class Row:
     norms: str = ""
     max_error: float | None = None
     max_error_float64: float | None = None
+    peak_bytes: int | None = None
+    launches: float | None = None
+    host_microseconds: float | None = None
 
     @property
     def of_a_model(self) -> bool:
@@ -127,9 +150,14 @@ class Row:
         return self.mode in (MODEL, INFERENCE)
 
     @property
+    def of_a_case(self) -> bool:
+        """Whether it is of a case, and not of a model, of the machine or of its tests."""
+        return not self.of_a_model and self.mode not in (COPY, TESTS)
+
+    @property
     def operation(self) -> str:
         """The second part of the case's name, such as ``norm+add+relu``."""
-        return self.mode if self.of_a_model else self.case.split("/")[1]
+        return self.case.split("/")[1] if self.of_a_case else self.mode
 
 
 def with_times(row: Row, samples: Samples, ours: Samples | None, repetitions: int, eager: Samples | None = None) -> Row:
@@ -145,6 +173,7 @@ def with_times(row: Row, samples: Samples, ours: Samples | None, repetitions: in
     spread = quantiles(samples.seconds)
     beside = None if ours is None else ratio_of(samples.seconds, ours.seconds)
     gain = None if eager is None else ratio_of(eager.seconds, samples.seconds)
+    on_gpu = row.environment.device != "cpu"
     return replace(
         row,
         status=TIMED,
@@ -159,15 +188,18 @@ def with_times(row: Row, samples: Samples, ours: Samples | None, repetitions: in
         speedup_high=None if gain is None else gain.high,
         rounds=len(samples.seconds),
         repetitions=repetitions,
-        faults=samples.spent.faults / samples.calls,
-        fault_share=fault_share(samples.spent),
+        faults=None if on_gpu else samples.spent.faults / samples.calls,
+        fault_share=None if on_gpu else fault_share(samples.spent),
+        host_microseconds=1e6 * quantiles(samples.host_seconds).median if on_gpu else None,
     )
 
 
 _ENVIRONMENT = [each.name for each in fields(Environment)]
 COLUMNS = [each.name for each in fields(Row) if each.name != "environment"] + _ENVIRONMENT
 # A file may lack what rows got since it was written.
-_NEEDED = {*_ENVIRONMENT, *(each.name for each in fields(Row) if each.default is MISSING and each.name in COLUMNS)}
+_NEEDED = {
+    each.name for each in (*fields(Row), *fields(Environment)) if each.default is MISSING and each.name in COLUMNS
+}
 
 
 def table(rows: Iterable[Row]) -> str:
@@ -206,7 +238,7 @@ def read(path: Path) -> list[Row]:
 
 
 def _row(cells: dict[str, str]) -> Row:
-    environment = Environment(**_values(Environment, {name: cells.pop(name) for name in _ENVIRONMENT}))
+    environment = Environment(**_values(Environment, {name: cells.pop(name) for name in _ENVIRONMENT if name in cells}))
     return Row(environment=environment, **_values(Row, cells))
 
 

@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .contenders import BATCHNORM, COMPILE, EAGER, OURS
+from .finding import FUSED_MODES, LARGE, Finding, number, quantile, ratio_finding
+from .gpu_summary import gpu_findings
 from .row import TIMED, WRONG, Row
 
 __all__ = ["Finding", "Memory", "findings", "losses", "memory", "noise", "side_by_side", "wrong"]
 
-#: Bytes of an input from which it counts as large: neither it nor its gradient stays in a core's cache.
-LARGE = 16e6
 _MEGABYTE = 1e6
 _NOISY = 1.3  # high by low end of an interval
-_FUSED = ("norm+act", "norm+add+act")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One number beside its target.
-
-    Attributes:
-        name: What it is.
-        value: The number; None where no row tells it.
-        target: What it should reach; None for a number without one.
-        cases: How many rows are behind it.
-        most: Whether the target is the most it may be, and not the least.
-        share: Whether it is a share, to be read as a percentage.
-    """
-
-    name: str
-    value: float | None
-    target: float | None
-    cases: int
-    most: bool = False
-    share: bool = False
-
-    @property
-    def met(self) -> bool | None:
-        """Whether it reaches its target; None where there is no number or no target."""
-        if self.value is None or self.target is None:
-            return None
-        return self.value <= self.target if self.most else self.value >= self.target
-
-    @property
-    def cells(self) -> tuple[str, str, str, str]:
-        """Name, number, target and number of cases as text."""
-        target = "" if self.target is None else f"{'at most' if self.most else 'at least'} {self._said(self.target)}"
-        return self.name, "not measured" if self.value is None else self._said(self.value), target, str(self.cases)
-
-    def _said(self, value: float) -> str:
-        return f"{100 * value:.0f}%" if self.share else f"{value:.2f}×"
 
 
 def side_by_side(row: Row) -> bool:
@@ -62,28 +24,31 @@ def side_by_side(row: Row) -> bool:
 
 
 def findings(rows: Iterable[Row]) -> list[Finding]:
-    """The numbers behind the project's targets on a CPU, each from the rows alone.
+    """The numbers behind the project's targets, each from the rows alone: those on a GPU where the rows are of one.
 
     A ratio is another's time by ours: 2 means that ours takes half the time.
     """
-    timed = [row for row in rows if row.status == TIMED and not row.of_a_model]
+    rows = list(rows)
+    if any(row.environment.device == "cuda" for row in rows):
+        return gpu_findings(rows)
+    timed = [row for row in rows if row.status == TIMED and row.of_a_case]
     eager = [row for row in timed if row.contender == EAGER and row.ratio is not None]
     compiled = [row for row in timed if row.contender == COMPILE and row.ratio is not None]
     ours = [row for row in timed if row.contender == BATCHNORM]
-    fused = [row for row in eager if row.mode in _FUSED]
+    fused = [row for row in eager if row.mode in FUSED_MODES]
     apart = [row for row in fused if not side_by_side(row)]
     beside = [row for row in fused if side_by_side(row)]
     over = [row for row in fused if (row.tensor_bytes or 0) > _MEGABYTE]
     large = [row for row in ours if (row.tensor_bytes or 0) >= LARGE and row.mode != "evaluation" and row.times_limit]
-    fused_compiled = [row for row in compiled if row.mode in _FUSED]
-    below = [row for row in eager if _number(row.ratio) < 1]
+    fused_compiled = [row for row in compiled if row.mode in FUSED_MODES]
+    below = [row for row in eager if number(row.ratio) < 1]
     return [
-        _ratio("norm (+ add) + act, contiguous, by eager: median", apart, 3.0),
-        _ratio("norm (+ add) + act, channels-last and (N, C), by eager: median", beside, 2.0),
-        _ratio("norm (+ add) + act over 1 MB, by eager: 10th percentile", over, 1.5, 0.1),
-        _ratio("norm (+ add) + act, by torch.compile: median", fused_compiled, 3.0),
-        _ratio("norm alone, by eager: median", [row for row in eager if row.mode == "norm"], 2.0),
-        _ratio("evaluation, by eager: median", [row for row in eager if row.mode == "evaluation"], 1.8),
+        ratio_finding("norm (+ add) + act, contiguous, by eager: median", apart, 3.0),
+        ratio_finding("norm (+ add) + act, channels-last and (N, C), by eager: median", beside, 2.0),
+        ratio_finding("norm (+ add) + act over 1 MB, by eager: 10th percentile", over, 1.5, 0.1),
+        ratio_finding("norm (+ add) + act, by torch.compile: median", fused_compiled, 3.0),
+        ratio_finding("norm alone, by eager: median", [row for row in eager if row.mode == "norm"], 2.0),
+        ratio_finding("evaluation, by eager: median", [row for row in eager if row.mode == "evaluation"], 1.8),
         Finding(
             "share of all cases slower than eager",
             len(below) / len(eager) if eager else None,
@@ -102,7 +67,7 @@ def findings(rows: Iterable[Row]) -> list[Finding]:
         ),
         Finding(
             f"time by the limit, training, inputs from {LARGE / 1e6:.0f} MB: median",
-            _quantile(large, 0.5, lambda row: row.times_limit),
+            quantile(large, 0.5, lambda row: row.times_limit),
             1.25,
             len(large),
             most=True,
@@ -113,7 +78,7 @@ def findings(rows: Iterable[Row]) -> list[Finding]:
 def losses(rows: Iterable[Row]) -> list[Row]:
     """The rows of eager torch that are faster than ours beyond noise, the worst first."""
     found = [row for row in rows if row.contender == EAGER and row.ratio_high is not None and row.ratio_high < 1]
-    return sorted(found, key=lambda row: _number(row.ratio))
+    return sorted(found, key=lambda row: number(row.ratio))
 
 
 def noise(rows: Iterable[Row]) -> str:
@@ -176,21 +141,8 @@ def memory(rows: Sequence[Row]) -> Memory | None:
     if not ours or not eager:
         return None
     return Memory(
-        _number(_quantile(ours, 0.5, lambda row: row.fault_share)),
-        _number(_quantile(eager, 0.5, lambda row: row.fault_share)),
+        number(quantile(ours, 0.5, lambda row: row.fault_share)),
+        number(quantile(eager, 0.5, lambda row: row.fault_share)),
         len(ours),
         ours[-1].environment.allocator,
     )
-
-
-def _ratio(name: str, rows: Sequence[Row], target: float, share: float = 0.5) -> Finding:
-    return Finding(name, _quantile(rows, share, lambda row: row.ratio), target, len(rows))
-
-
-def _quantile(rows: Sequence[Row], share: float, of: Callable[[Row], float | None]) -> float | None:
-    values = [value for row in rows if (value := of(row)) is not None]
-    return float(np.quantile(values, share)) if values else None
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

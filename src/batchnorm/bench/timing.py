@@ -6,15 +6,17 @@ import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from .faults import Usage, usage
+from .watch import HostWatch, Watch
 
 __all__ = ["Quantiles", "Ratio", "Samples", "interleave", "quantiles", "ratio", "repetitions"]
 
-SHORTEST = 200e-6  # seconds of a sample: far above the clock's own step and the cost of reading it
 _RESAMPLES = 1000
 
 
@@ -26,11 +28,13 @@ class Samples:
         seconds: Of one call, a value a round.
         calls: How many there were in all those rounds.
         spent: Page faults and processor time of all those calls.
+        host_seconds: Of one call, a value a round: until it returned, be it done or enqueued.
     """
 
     seconds: list[float] = field(default_factory=list)
     calls: int = 0
     spent: Usage = field(default_factory=lambda: Usage(0, 0.0, 0.0))
+    host_seconds: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -81,21 +85,22 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:
     return Ratio(float(np.median(above) / np.median(below)), float(low), float(high))
 
 
-def repetitions(run: Callable[[], object], shortest: float = SHORTEST) -> int:
-    """How often to call something that has been warmed up so that one sample is no shorter than ``shortest`` seconds.
+def repetitions(run: Callable[[], object], watch: Watch | None = None) -> int:
+    """How often to call something so that one sample is no shorter than the clock wants it.
 
     Args:
         run: What is timed.
-        shortest: Seconds.
+        watch: The clock; the processor's where there is none.
     """
+    watch = watch or HostWatch()
     best = math.inf
     for _ in range(3):
-        start = time.perf_counter()
+        watch.start()
         run()
-        best = min(best, time.perf_counter() - start)
-        if best > 50 * shortest:  # one call will do, however much of this was a cold start
+        best = min(best, watch.stop())
+        if best > 50 * watch.shortest:  # one call will do, however much of this was a cold start
             break
-    return max(1, math.ceil(shortest / max(best, 1e-9)))
+    return max(1, math.ceil(watch.shortest / max(best, 1e-9)))
 
 
 def interleave(
@@ -104,7 +109,8 @@ def interleave(
     *,
     repeat: Mapping[str, int] | None = None,
     warm_up: int = 2,
-    clock: Callable[[], float] = time.perf_counter,
+    watch: Watch | None = None,
+    around: Mapping[str, Callable[[], AbstractContextManager[Any]]] | None = None,
 ) -> dict[str, Samples]:
     """Runs A B C A B C …: what disturbs the machine for a while then disturbs all of them.
 
@@ -113,8 +119,10 @@ def interleave(
         rounds: Samples a contender.
         repeat: Calls a sample, by name; 1 where it has none.
         warm_up: Rounds before those, which do not count.
-        clock: Seconds.
+        watch: The clock; the processor's where there is none.
+        around: Makes the context of a sample, by name; it is entered before the clock starts.
     """
+    watch = watch or HostWatch()
     samples = {name: Samples() for name in contenders}
     collecting = gc.isenabled()
     gc.disable()
@@ -122,13 +130,18 @@ def interleave(
         for turn in range(-warm_up, rounds):
             for name, run in contenders.items():
                 calls = (repeat or {}).get(name, 1)
-                before, start = usage(), clock()
-                for _ in range(calls):
-                    run()
-                seconds, after = clock() - start, usage()
+                with (around or {}).get(name, nullcontext)():
+                    before = usage()
+                    watch.start()
+                    begun = time.perf_counter()
+                    for _ in range(calls):
+                        run()
+                    returned = time.perf_counter() - begun
+                    seconds, after = watch.stop(), usage()
                 if turn >= 0:
                     sample = samples[name]
                     sample.seconds.append(seconds / calls)
+                    sample.host_seconds.append(returned / calls)
                     sample.calls += calls
                     gained = zip(sample.spent, before, after, strict=True)
                     sample.spent = Usage(*(sum_ + end - begin for sum_, begin, end in gained))

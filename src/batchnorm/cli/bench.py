@@ -37,8 +37,16 @@ def bench(
     ] = None,
     peers: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAMES", help="Measured beside eager torch: compile, jax, all.", show_default="eager"),
+        typer.Option(
+            metavar="NAMES",
+            help="Measured beside eager torch: compile, jax, all; on a GPU no-cudnn, compile, attorch, flag_gems, all.",
+            show_default="eager",
+        ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Where cases are measured: cpu or cuda. A model is measured where it is."),
+    ] = "cpu",
     rounds: Annotated[int, typer.Option(min=2, help="Samples a contender; fewer than 20 say little.")] = 20,
     out: Annotated[
         Path | None,
@@ -55,9 +63,10 @@ def bench(
     if needed:
         _refuse(needed)
     from ..bench.cases import select  # noqa: PLC0415
+    from ..bench.gpu import check as check_device  # noqa: PLC0415
     from ..bench.model import measure_model, prepare  # noqa: PLC0415
     from ..bench.output import check  # noqa: PLC0415
-    from ..bench.peers import chosen  # noqa: PLC0415
+    from ..bench.peers import GPU_PEERS, PEERS, chosen  # noqa: PLC0415
     from ..bench.run import measure_all  # noqa: PLC0415
     from ..bench.summary import wrong  # noqa: PLC0415
     from ..errors import BatchNormError  # noqa: PLC0415
@@ -67,23 +76,24 @@ def bench(
     rows: list[Row] = []
     interrupted = False
     try:
-        if model is not None and (cases or list_cases):
-            _refuse("batchnorm bench: --model measures one training step; leave out --cases and --list.")
-        wanted, beside = select(cases or []), chosen(peers or [])
+        _check_options(model, cases, device, list_cases)
+        mine = None if model is None else prepare(model)
+        where = device if mine is None else mine.device
+        check_device(where)
+        wanted, beside = select(cases or []), chosen(peers or [], GPU_PEERS if where == "cuda" else PEERS)
         if list_cases:
             show_cases(wanted)
             return
         if out is not None:
             check(out)
-        if model is None:
-            measured = (found for _, found in measure_all(wanted, beside, rounds))
+        if mine is None:
+            measured = (found for _, found in measure_all(wanted, beside, rounds, device))
             showing_all: AbstractContextManager[Callable[[Sequence[Row]], None]] = showing(
                 [case.name for case in wanted], [peer.name for peer in beside]
             )
         else:
-            mine = prepare(model)
             measured = (measure_model(each, beside, rounds) for each in (mine,))
-            showing_all = showing_model(model)
+            showing_all = showing_model(mine.target)
         try:
             with showing_all as show:
                 for found in measured:
@@ -100,6 +110,13 @@ def bench(
         raise typer.Exit(130)
     if wrong(rows):
         raise typer.Exit(1)
+
+
+def _check_options(model: str | None, cases: list[str] | None, device: str, list_cases: bool) -> None:
+    if model is not None and (cases or list_cases):
+        _refuse("batchnorm bench: --model measures one training step; leave out --cases and --list.")
+    if model is not None and device != "cpu":
+        _refuse("batchnorm bench: --model is measured where its parameters are; leave out --device.")
 
 
 def _keep(rows: list[Row], out: Path | None) -> None:

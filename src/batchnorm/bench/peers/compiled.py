@@ -28,11 +28,11 @@ class Compiled:
 
     name = COMPILE
 
-    def build(self, case: Case) -> Contender:
+    def build(self, case: Case, device: str = "cpu") -> Contender:
         """Makes the layers; they are compiled when they first run."""
-        if why_no_compiler():
+        if device == "cpu" and why_no_compiler():
             raise Unavailable(why_no_compiler())
         # A former case's graphs would count against the limit on recompilations.
         torch._dynamo.reset()
-        block = EagerBlock(case).train(case.training)
+        block = EagerBlock(case).to(device).train(case.training)
         return TorchContender(torch.compile(block, fullgraph=True, dynamic=False), block.norm, case)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.utils.dlpack import from_dlpack
 from ..cases import Case
 from ..contenders import JAX
 from ..inputs import Inputs
-from .peer import Contender, Unavailable
+from .peer import Around, Contender, Unavailable
 
 __all__ = ["Jax"]
 
@@ -30,8 +31,10 @@ class Jax:
 
     name = JAX
 
-    def build(self, case: Case) -> Contender:
+    def build(self, case: Case, device: str = "cpu") -> Contender:
         """Makes the function; it is compiled when it first runs."""
+        if device != "cpu":
+            raise Unavailable("jax is measured on the CPU only")
         if importlib.util.find_spec("jax") is None:
             raise Unavailable("jax is not installed")
         if case.dtype not in _DTYPES:
@@ -80,6 +83,8 @@ def _step(jax: Any, case: Case, axis: int) -> Callable[..., Any]:
 
 
 class _JaxContender:
+    around: Around = nullcontext
+
     def __init__(self, case: Case) -> None:
         self.case = case
         jax: Any = importlib.import_module("jax")

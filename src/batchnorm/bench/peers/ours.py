@@ -20,7 +20,7 @@ class Ours:
 
     name = BATCHNORM
 
-    def build(self, case: Case) -> Contender:
+    def build(self, case: Case, device: str = "cpu") -> Contender:
         """Makes the layer."""
         dimensions = max(1, len(case.shape) - 2)
         layer: torch.nn.Module
@@ -28,4 +28,5 @@ class Ours:
             layer = _NORMS[dimensions](case.shape[1])
         else:
             layer = _FUSED[dimensions](case.shape[1], activation=case.activation)
-        return TorchContender(layer.train(case.training), layer, case)
+        layer.to(device).train(case.training)
+        return TorchContender(layer, layer, case)

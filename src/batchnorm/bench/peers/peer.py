@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from ..cases import Case
 from ..inputs import Inputs
 from ..kept import bytes_kept
 
-__all__ = ["Contender", "Peer", "TorchContender", "Unavailable"]
+__all__ = ["Around", "Contender", "Peer", "TorchContender", "Unavailable"]
+
+
+Around: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
 class Unavailable(Exception):  # noqa: N818 - no fault: the reason why a peer is not measured
@@ -20,7 +24,13 @@ class Unavailable(Exception):  # noqa: N818 - no fault: the reason why a peer is
 
 
 class Contender(Protocol):
-    """Someone at work on one case."""
+    """Someone at work on one case.
+
+    Attributes:
+        around: Makes the context that all of its steps run in.
+    """
+
+    around: Around
 
     def results(self, inputs: Inputs) -> dict[str, Tensor]:
         """One step from the buffers of ``inputs``; every result by its name.
@@ -48,8 +58,12 @@ class Peer(Protocol):
 
     name: str
 
-    def build(self, case: Case) -> Contender:
+    def build(self, case: Case, device: str = "cpu") -> Contender:
         """Makes the layer.
+
+        Args:
+            case: What is measured.
+            device: Where the inputs will be: ``"cpu"`` or ``"cuda"``.
 
         Raises:
             Unavailable: With the reason, where it cannot take the case.
@@ -64,9 +78,13 @@ class TorchContender:
         module: What is called.
         norm: The layer in it that holds gamma, beta and the running buffers.
         case: What is measured.
+        around: Makes the context that all steps run in.
     """
 
-    def __init__(self, module: Callable[..., Tensor], norm: torch.nn.Module, case: Case) -> None:
+    def __init__(
+        self, module: Callable[..., Tensor], norm: torch.nn.Module, case: Case, around: Around = nullcontext
+    ) -> None:
+        self.around = around
         self.module, self.norm, self.training = module, norm, case.training
         self.pool: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...], Tensor]] = []
         self.turn = 0
