@@ -21,9 +21,8 @@ from torch.autograd import forward_ad
 
 from ..activation import Activation
 from . import native
-from .bits import pack_bits
 from .dispatch import kernels
-from .gradients import Backward, differentiable, gradients, keep
+from .gradients import differentiable, gradients, keep, normalize_with_bits
 from .observers import observers, tell
 from .recorded import batch_norm_in_two_calls
 
@@ -159,21 +158,6 @@ class _BatchNorm(torch.autograd.Function):
         return *gradients(ctx, grad_output, ctx.needs_input_grad[:4]), None
 
 
-def _keep_normalize(
-    ctx: Any,
-    backward: Backward,
-    input: Tensor,
-    layer: tuple[Any, ...],
-    eps: float,
-    activation: Activation,
-    output: Tensor,
-) -> None:
-    bits = None
-    if layer[4] is not None and activation.output_tells_bit:  # a residual
-        bits = pack_bits(activation.is_on(output))
-    keep(ctx, backward, input, layer, bits, None, eps, activation)
-
-
 class _Normalize(torch.autograd.Function):
     """Evaluation mode. Inputs as those of :class:`_BatchNorm`, the statistics among what is not differentiated."""
 
@@ -188,10 +172,16 @@ class _Normalize(torch.autograd.Function):
     ) -> Tensor:
         kernel, mean, var, mask, eps, activation = others
         layer = (mean, var, weight, bias, residual, mask)
-        output: Tensor = kernel.normalize(input, *layer, eps, activation)
+        output: Tensor
+        bits, plain_bits = None, False
+        if residual is None:
+            output = kernel.normalize(input, *layer, eps, activation)
+        else:
+            output, bits, plain_bits = normalize_with_bits(kernel, input, layer, eps, activation)
         # Copies: a training step in between moves the running buffers, and the gradient is that of what was computed.
         layer = (mean.clone(), var.clone(), weight, bias, residual, mask)
-        _keep_normalize(ctx, kernels(input, mask).backward, input, layer, eps, activation, output)
+        backward = kernels(input, mask).backward
+        keep(ctx, backward, input, layer, bits, None, eps, activation, plain_bits=plain_bits)
         if observers:
             tell(output, True, kernel, input, *layer, eps, activation)
         return output

@@ -9,9 +9,19 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import cpu, eager, native, running, triton
+from . import cpu, eager, native, ranks, running, triton
 
-__all__ = ["Backend", "backends", "enter", "explain", "kernels", "primitives", "python_kernels", "running_mover"]
+__all__ = [
+    "Backend",
+    "backends",
+    "enter",
+    "explain",
+    "kernels",
+    "primitives",
+    "python_kernels",
+    "rank_kernels",
+    "running_mover",
+]
 
 # The compiled CPU kernels, once they have entered. They need the operators, which need this file.
 _compiled: ModuleType | None = None
@@ -79,6 +89,13 @@ def running_mover(mean: Tensor, direct: bool) -> Callable[..., None]:
             mover: Callable[..., None] = served.update_running
             return mover
     return running.update_running
+
+
+def rank_kernels(input: Tensor) -> ModuleType:
+    """What packs the moments of such an input for other ranks, and merges theirs, as :mod:`batchnorm.ops.ranks`."""
+    # A compiler joins the plain operations with their neighbours.
+    served = triton.layer_kernels(input) if input.is_cuda and not torch.compiler.is_compiling() else None
+    return ranks if served is None else served
 
 
 def _plain(input: Tensor, mask: Tensor | None, evaluation: bool) -> ModuleType:

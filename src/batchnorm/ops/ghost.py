@@ -176,7 +176,7 @@ def _gradients_by_part(
         part = SimpleNamespace(
             saved_tensors=(x, None, None, None, weight, bias, added, valid, bits[place]),
             statistics=(mean[place], var[place], eager.count_values(x, valid)),
-            call=(kernel.backward, eps, activation, True),
+            call=(kernel.backward, eps, activation, True, False),
         )
         found.append(gradients(part, gradient, wanted))
     of_input, of_weight, of_bias, of_residual = zip(*found, strict=True)

@@ -7,6 +7,7 @@ or the residual itself (the smooth ones). Never the output, never z.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ..activation import IDENTITY, Activation
 from . import eager
 from .bits import pack_bits, unpack_bits
 
-__all__ = ["Backward", "differentiable", "gradients", "keep"]
+__all__ = ["Backward", "differentiable", "gradients", "keep", "normalize_with_bits"]
 
 # What computes gradients: a kernel's `backward`, or what has its signature.
 Backward = Callable[..., tuple[Tensor | None, ...]]
@@ -42,10 +43,12 @@ def keep(
     eps: float,
     activation: Activation,
     direct: bool = False,
+    plain_bits: bool = False,
 ) -> None:
     """Keep what :func:`gradients` needs in ``ctx``, the node of the backward pass.
 
-    With ``direct`` the statistics are neither inputs nor outputs of the node. ``count`` is None in evaluation.
+    With ``direct`` the statistics are neither inputs nor outputs of the node. ``count`` is None in evaluation. With
+    ``plain_bits`` it is not a kernel that wrote the bits, but plain operations.
     """
     mean, var, weight, bias, residual, mask = layer
     # z is computed again from these where the activation's derivative asks for it.
@@ -64,8 +67,21 @@ def keep(
         bits,
     )
     # Only the backward of the same set of kernels reads its bits.
-    ctx.call = (backward, eps, activation, direct)
+    ctx.call = (backward, eps, activation, direct, plain_bits)
     ctx.set_materialize_grads(False)
+
+
+def normalize_with_bits(
+    kernel: ModuleType, input: Tensor, layer: tuple[Tensor | None, ...], eps: float, activation: Activation
+) -> tuple[Tensor, Tensor | None, bool]:
+    """``normalize``; the bits, if there are any that tell the derivative; and whether plain operations wrote them."""
+    if activation.needs_bit and hasattr(kernel, "normalize_with_bits"):
+        found: tuple[Tensor, Tensor] | None = kernel.normalize_with_bits(input, *layer, eps, activation)
+        if found is not None:
+            return *found, False
+    output: Tensor = kernel.normalize(input, *layer, eps, activation)
+    bits = pack_bits(activation.is_on(output)) if activation.output_tells_bit else None
+    return output, bits, True
 
 
 def gradients(ctx: Any, grad_output: Tensor | None, wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
@@ -76,11 +92,10 @@ def gradients(ctx: Any, grad_output: Tensor | None, wanted: Sequence[bool]) -> t
     if grad_output is None:
         return None, None, None, None
     input, mean, var, count, weight, bias, residual, mask, bits = ctx.saved_tensors
-    backward, eps, activation, direct = ctx.call
+    backward, eps, activation, direct, plain_bits = ctx.call
     if direct:
         mean, var, count = ctx.statistics
-    if bits is not None and count is None:
-        # In evaluation it is not a kernel that wrote the bits, and so none reads them.
+    if bits is not None and plain_bits:
         grad_output, bits, activation = activation.backward(grad_output, unpack_bits(bits, input)), None, IDENTITY
     if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad_output):
         # The gradient is differentiated again, or comes in batches (is_grads_batched): plain operations, on moments

@@ -25,14 +25,14 @@ from ..activation import Activation
 from ..errors import ArgumentError
 from . import native
 from .bits import pack_bits, unpack_bits
-from .dispatch import kernels
+from .dispatch import kernels, rank_kernels
 from .eager import statistics_dtype
-from .gradients import differentiable
+from .gradients import differentiable, normalize_with_bits
 from .observers import observers, tell
 from .recorded import update_running
 from .running import is_recomputation
 
-__all__ = ["batch_norm_synced", "merge_ranks"]
+__all__ = ["batch_norm_synced"]
 
 
 def batch_norm_synced(
@@ -59,7 +59,7 @@ def batch_norm_synced(
     """
     _refuse_transforms(input, weight, bias, residual)
     with torch.no_grad():
-        positions, count, mean, var = _moments(input, mask, group, ranks)
+        empty, count, mean, var = _moments(input, mask, group, ranks)
     arguments = (input, weight, bias, residual, (mask, mean, var, count, eps, activation, group))
     if differentiable(input, weight, bias, residual):
         output: Tensor = _SyncedBatchNorm.apply(*arguments)
@@ -67,57 +67,24 @@ def batch_norm_synced(
         output = _normalize(False, *arguments)[0]
     if running_mean is not None and running_var is not None:
         buffers = (running_mean, running_var, num_batches_tracked)
-        _track(*buffers, positions, count, mean, var, momentum, skip_nonfinite)
+        _track(*buffers, empty, count, mean, var, momentum, skip_nonfinite)
     return output, count
 
 
 def _moments(input: Tensor, mask: Tensor | None, group: str, ranks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of all ranks together: positions, padded ones included, and valid ones, () int64; mean and biased var, (C,)."""
-    channels = input.shape[1]
-    # In float64: rounded to float32, a rank's mean would be off by a part of the spread where it is large beside that.
-    count, mean, var = torch.ops.batchnorm.double_moments(input, mask)
-    values = count.to(torch.float64)
-    positions = torch.full((1,), input.numel() // max(channels, 1), dtype=torch.float64, device=input.device)
-    # A count is exact there up to 2⁵³.
-    part = torch.cat((positions, values.view(1), mean, var * values))
-    parts = _all_gather(part, ranks, group).view(ranks, 2 + 2 * channels)
-    merged = merge_ranks(parts[:, 1:2], parts[:, 2 : 2 + channels], parts[:, 2 + channels :])
-    dtype = statistics_dtype(input.dtype)
-    return parts[:, 0].sum().to(torch.int64), merged[0].to(torch.int64), merged[1].to(dtype), merged[2].to(dtype)
-
-
-def merge_ranks(counts: Tensor, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and biased variance of several sets together (Chan, Golub & LeVeque 1979, for R sets at once).
-
-    With n = Σn_r:  ``mean = Σ n_r·mean_r / n`` and ``var = (Σ M2_r + Σ n_r·(mean_r − mean)²) / n``. Sets may be empty.
-
-    Args:
-        counts: How many values each set has, (R, 1), float64.
-        means: Their means, (R, C), float64; of an empty set 0.
-        squares: M2, their sums of squared distances from their own mean, (R, C), float64; of an empty set 0.
-
-    Returns:
-        ``count`` (), ``mean`` (C,) and ``var`` (C,), float64; mean and variance of nothing are 0.
-
-    Example:
-        >>> counts, means = torch.tensor([[2.0], [1.0]]).double(), torch.tensor([[2.0], [6.0]]).double()
-        >>> merge_ranks(counts, means, torch.tensor([[2.0], [0.0]]).double())
-        (tensor(3., ...), tensor([3.3333], ...), tensor([4.2222], ...))
-    """
-    count = counts.sum()
-    shares = counts / count.clamp(min=1)
-    mean = (means * shares).sum(0)
-    # Twice: a mean of means that are large and near each other is off by their rounding, which the squares would see.
-    mean = mean + ((means - mean) * shares).sum(0)
-    distance = means - mean
-    return count, mean, squares.sum(0) / count.clamp(min=1) + (distance * distance * shares).sum(0)
+    """Of all ranks together: whether none has any position, count () int64, mean and biased var, (C,)."""
+    kernel = rank_kernels(input)
+    part = kernel.pack_moments(input, mask)
+    parts = _all_gather(part, ranks, group).view(ranks, -1)
+    merged: tuple[Tensor, Tensor, Tensor, Tensor] = kernel.merge_parts(parts, statistics_dtype(input.dtype))
+    return merged
 
 
 def _track(
     running_mean: Tensor,
     running_var: Tensor,
     num_batches_tracked: Tensor | None,
-    positions: Tensor,
+    empty: Tensor,
     count: Tensor,
     mean: Tensor,
     var: Tensor,
@@ -134,7 +101,7 @@ def _track(
     if num_batches_tracked is not None and not is_recomputation():
         # A batch that is empty on all ranks counts, as an empty one does on a single rank; one that is all padding
         # does not.
-        num_batches_tracked.add_(positions == 0)
+        num_batches_tracked.add_(empty)
 
 
 def _all_gather(part: Tensor, ranks: int, group: str) -> Tensor:
@@ -156,21 +123,29 @@ def _normalize(
     bias: Tensor | None,
     residual: Tensor | None,
     others: tuple[Any, ...],
-) -> tuple[Tensor, bool]:
-    """``output``, and whether its bits have to be kept for the backward pass."""
+) -> tuple[Tensor, Tensor | None, bool]:
+    """``output``; if it is ``recorded``, the bits for the backward pass; and whether plain operations wrote them."""
     mask, mean, var, _, eps, activation, _ = others
     layer = (mean, var, weight, bias, residual, mask)
-    kernel = kernels(input, mask, evaluation=True)
-    if torch.compiler.is_compiling():
-        described = (activation.name, list(activation.parameters))
-        output: Tensor = torch.ops.batchnorm.normalize(input, *layer, eps, *described)
+    traced = torch.compiler.is_compiling()
+    # Of a GPU's kernels a compiler cannot follow the search.
+    kernel = native if traced and not input.is_cpu else kernels(input, mask, evaluation=True)
+    # Kernels of ours compute z again to the last bit. Torch's and plain operations differ in it, and so might the side
+    # of the kink.
+    by_bits = recorded and activation.needs_bit and (residual is not None or kernel is native)
+    output: Tensor
+    bits, plain = None, True
+    if traced:
+        output = torch.ops.batchnorm.normalize(input, *layer, eps, activation.name, list(activation.parameters))
+        bits = pack_bits(activation.is_on(output)) if by_bits and activation.output_tells_bit else None
+        return output, bits, plain
+    if by_bits:
+        output, bits, plain = normalize_with_bits(kernel, input, layer, eps, activation)
     else:
         output = kernel.normalize(input, *layer, eps, activation)
-        if observers:
-            tell(output, recorded, kernel, input, *layer, eps, activation)
-    # The compiled kernels compute z again to the last bit. Torch's and plain operations differ in it, and so might the
-    # side of the kink.
-    return output, activation.output_tells_bit and (residual is not None or kernel is native)
+    if observers:
+        tell(output, recorded, kernel, input, *layer, eps, activation)
+    return output, bits, plain
 
 
 class _SyncedBatchNorm(torch.autograd.Function):
@@ -189,8 +164,7 @@ class _SyncedBatchNorm(torch.autograd.Function):
         others: tuple[Any, ...],
     ) -> Tensor:
         mask, mean, var, count, eps, activation, group = others
-        output, by_bits = _normalize(True, input, weight, bias, residual, others)
-        bits = pack_bits(activation.is_on(output)) if by_bits else None
+        output, bits, ctx.plain_bits = _normalize(True, input, weight, bias, residual, others)
         needs_z = bits is None and activation.name != "identity"
         ctx.save_for_backward(
             input,
@@ -212,10 +186,10 @@ class _SyncedBatchNorm(torch.autograd.Function):
         input, mean, var, count, weight, bias, residual, mask, bits = ctx.saved_tensors
         activation: Activation = ctx.activation
         name, parameters = activation.name, list(activation.parameters)
-        if bits is not None:
+        if bits is not None and ctx.plain_bits:
             grad_output = activation.backward(grad_output, unpack_bits(bits, input))
-            name, parameters = "identity", []
-        layer = (grad_output, input, mean, var, weight, bias, residual, mask, None)
+            bits, name, parameters = None, "identity", []
+        layer = (grad_output, input, mean, var, weight, bias, residual, mask, bits)
         for_input, for_weight, for_bias, for_residual = ctx.needs_input_grad[:4]
         sum_dz, sum_dz_standardized = torch.ops.batchnorm.grad_sums(*layer, ctx.eps, name, parameters)
         dx = dresidual = total_dz = total_dz_standardized = None

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["aligned", "byte_offsets", "channel_block", "extent", "offsets", "positions", "program"]
+__all__ = ["byte_offsets", "channel_block", "extent", "offsets", "positions", "program"]
 
 
 @triton.jit
@@ -72,27 +72,27 @@ def first_of_sample(p, S, magic, shift, WIDE: tl.constexpr):
 
 
 @triton.jit
-def offsets(p, c, C, S, magic, shift, ROWS: tl.constexpr, WIDE: tl.constexpr):
-    """Of each position and channel."""
+def offsets(p, c, C, S, magic, shift, UNIT: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr):
+    """Of each position and channel; ``UNIT`` of the positions lie side by side, from a multiple of it on."""
     if ROWS:
-        return p * C + c
+        return p * C + c  # that these lie side by side the compiler sees itself
     else:
-        return p + first_of_sample(p, S, magic, shift, WIDE) * ((C - 1) * S) + c * S
+        at = p + first_of_sample(p, S, magic, shift, WIDE) * ((C - 1) * S) + c * S
+        if UNIT > 1:
+            # Said of the sum itself: said of what a function was handed, it is lost without a word.
+            at = tl.max_contiguous(tl.multiple_of(at, UNIT), UNIT)
+        return at
 
 
 @triton.jit
-def aligned(offset, UNIT: tl.constexpr, ROWS: tl.constexpr):
-    """The offsets of a tile of neighbours, with what the compiler cannot see: runs of ``UNIT`` values lie together."""
-    if ROWS:
-        return tl.max_contiguous(tl.multiple_of(offset, (1, UNIT)), (1, UNIT))
-    else:
-        return tl.max_contiguous(tl.multiple_of(offset, UNIT), UNIT)
+def byte_offsets(group, c, C, M, x, ROWS: tl.constexpr):
+    """Of the bytes, each with the bits of eight positions: in planes a channel's lie together, in rows a group's.
 
-
-@triton.jit
-def byte_offsets(group, c, C, M, ROWS: tl.constexpr):
-    """Of the bytes, each with the bits of eight positions: in planes a channel's lie together, in rows a group's."""
+    In rows a thread is to have as many bytes side by side as it has values of ``x``, and not the 16 it could: the
+    compiler would shuffle values between threads, through shared memory.
+    """
     if ROWS:
-        return group * C + c
+        TOGETHER: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
+        return tl.max_contiguous(group * C + c, (1, TOGETHER))
     else:
         return c * tl.cdiv(M, 8) + group

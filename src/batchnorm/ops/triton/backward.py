@@ -38,7 +38,7 @@ def backward(
         return eager.backward(grad_output, input, *layer, mask, bits, count, eps, activation, wanted)
     here = _Gradients(grad_output, input, *layer, mask, bits, eps, activation)
     sums = wanted[1] or wanted[2] or (wanted[0] and count is not None)
-    whole = here.pass_.fits_whole("whole_backward") if sums else None
+    whole = here.pass_.plan.fits_whole("whole_backward") if sums else None
     sum_dz: Tensor | None
     sum_dz_standardized: Tensor | None
     if whole is not None:
@@ -67,7 +67,7 @@ def grad_sums(
     if input.numel() == 0:
         return eager.grad_sums(grad_output, input, *layer)
     here = _Gradients(grad_output, input, *layer)
-    whole = here.pass_.fits_whole("whole_backward")
+    whole = here.pass_.plan.fits_whole("whole_backward")
     return here.sums() if whole is None else here.whole(whole, None, False, False)[2:]
 
 
@@ -148,26 +148,26 @@ class _Gradients:
         self, cut: Cut, count: Tensor | None, wants_input: bool, wants_residual: bool
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         """All gradients in one launch."""
+        here = self.pass_
         dx, dz = self._results(wants_input, wants_residual)
-        sums = self.pass_.new_vector(), self.pass_.new_vector()
-        programs = cut.blocks(self.pass_.walk.channels)
-        arguments = (*self.tensors, count, dx, dz, *sums, *self.pass_.walk.extent)
-        self.pass_.launch(whole_backward, programs, cut, *arguments, **self.layer)
+        sums = here.new_vector(), here.new_vector()
+        tensors = (*self.tensors, count, dx, dz, *sums)
+        here.launch(whole_backward, cut.blocks(here.walk.channels), cut, tensors, here.walk.extent, **self.layer)
         return *self._finished(dx, dz, wants_residual), *sums
 
     def sums(self) -> tuple[Tensor, Tensor]:
         """Σdz and Σdz·x̂."""
-        here = self.pass_
-        part = here.cut("partial_sums", self.bits)
-        channels = here.walk.channels
-        parts = here.like.new_empty((2, part.slices, channels), dtype=here.dtype).unbind()
+        here, channels = self.pass_, self.pass_.walk.channels
+        part = here.plan.cut("partial_sums", self.bits is not None)
+        parts = here.new_parts(part.slices), here.new_parts(part.slices)
         programs = part.slices * part.blocks(channels)
-        arguments = (*self.tensors, *parts, *here.walk.extent, part.steps)
-        here.launch(partial_sums, programs, part, *arguments, **self.layer, STRIDE=part.stride)
+        numbers = (*here.walk.extent, part.steps)
+        tensors = (*self.tensors, *parts)
+        here.launch(partial_sums, programs, part, tensors, numbers, **self.layer, STRIDE=part.stride)
         sums = here.new_vector(), here.new_vector()
-        sizes = {"SLICES": power_of_two(part.slices), "CHANNELS": FINISH.values}
-        programs = -(-channels // FINISH.values)
-        launch(finish_sums, programs, here.like, *parts, *sums, channels, part.slices, **sizes, warps=FINISH.warps)
+        constants = {"SLICES": power_of_two(part.slices), "CHANNELS": FINISH.values}
+        programs, sizes = -(-channels // FINISH.values), (channels, part.slices)
+        launch(finish_sums, programs, here.like, (*parts, *sums), sizes, FINISH.warps, constants, here.plan.known)
         return sums
 
     def input(
@@ -181,11 +181,12 @@ class _Gradients:
         """The gradients of input and residual from the sums; without all of these, of evaluation."""
         if count is None or sum_dz is None or sum_dz_standardized is None:
             count = sum_dz = sum_dz_standardized = None
+        here = self.pass_
         dx, dz = self._results(wants_input, wants_residual)
         if dx is not None or dz is not None:
-            piece = self.pass_.cut("input_gradient", self.bits)
-            programs = piece.slices * piece.blocks(self.pass_.walk.channels)
-            statistics = (count, *self.pass_.statistics(sum_dz, sum_dz_standardized))
-            arguments = (*self.tensors, *statistics, dx, dz, *self.pass_.walk.extent)
-            self.pass_.launch(input_gradient, programs, piece, *arguments, **self.layer, STRIDE=piece.stride)
+            piece = here.plan.cut("input_gradient", self.bits is not None)
+            programs = piece.slices * piece.blocks(here.walk.channels)
+            tensors = (*self.tensors, count, *here.statistics(sum_dz, sum_dz_standardized), dx, dz)
+            constants = {**self.layer, "STRIDE": piece.stride}
+            here.launch(input_gradient, programs, piece, tensors, here.walk.extent, **constants)
         return self._finished(dx, dz, wants_residual)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ...activation import IDENTITY, Activation
-from .. import eager
+from .. import eager, ranks
 from ..bits import bits_size, no_bits
 from ..running import is_recomputation
 from .backward import backward, grad_input, grad_sums
 from .launch import launch
+from .merging import merge_parts, packed
 from .moments import finish_moments, partial_moments
-from .moving import Buffers, Move, update_running
+from .moving import NO_MOVE, Buffers, Move, update_running
 from .normalize import normalize as normalize_kernel
 from .passes import Pass, activation_constants
 from .tiles import FINISH, power_of_two
@@ -29,8 +30,11 @@ __all__ = [
     "forward",
     "grad_input",
     "grad_sums",
+    "merge_parts",
     "moments",
     "normalize",
+    "normalize_with_bits",
+    "pack_moments",
     "train",
     "update_running",
 ]
@@ -41,7 +45,7 @@ def moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, 
     if input.numel() == 0:
         return eager.moments(input, mask)
     here = Pass(input, mask)
-    return _moments(here, here.dtype)
+    return _moments(here, here.plan.dtype)
 
 
 def double_moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,37 +55,32 @@ def double_moments(input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, T
     return _moments(Pass(input, mask), torch.float64)
 
 
+def pack_moments(input: Tensor, mask: Tensor | None) -> Tensor:
+    """As :func:`batchnorm.ops.ranks.pack_moments`."""
+    if input.numel() == 0:
+        return ranks.pack_moments(input, mask)
+    return packed(input, double_moments(input, mask))
+
+
 def _moments(here: Pass, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    found = here.like.new_empty((), dtype=torch.int64), here.new_vector(dtype), here.new_vector(dtype)
-    whole = here.fits_whole("whole_forward")
+    plan, channels = here.plan, here.walk.channels
+    found = here.new_count(), here.new_vector(dtype), here.new_vector(dtype)
+    whole = plan.fits_whole("whole_forward")
     if whole is not None:
+        tensors = (here.input, None, here.mask, None, None, None, None, *found)
         nothing = activation_constants(IDENTITY, 0.0)
-        programs = whole.blocks(here.walk.channels)
-        tensors = (here.input, None, here.mask, None, None, None, None)
-        here.launch(whole_forward, programs, whole, *tensors, *found, *here.walk.extent, **nothing)
+        here.launch(whole_forward, whole.blocks(channels), whole, tensors, here.walk.extent, **nothing)
         return found
-    part = here.cut("partial_moments")
-    shape = (part.slices, here.walk.channels)
-    counts = None if here.mask is None else here.like.new_empty(shape, dtype=here.dtype)
-    means, squares = here.like.new_empty((2, *shape), dtype=here.dtype).unbind()
-    parts = (here.input, here.mask, counts, means, squares)
+    part = plan.cut("partial_moments")
+    counts = None if here.mask is None else here.new_parts(part.slices)
+    parts = (here.input, here.mask, counts, here.new_parts(part.slices), here.new_parts(part.slices))
+    numbers = (*here.walk.extent, part.steps)
     guard = here.mask is not None or here.walk.positions % part.size != 0
-    programs = part.slices * part.blocks(here.walk.channels)
-    here.launch(partial_moments, programs, part, *parts, *here.walk.extent, part.steps, GUARD=guard)
-    launch(
-        finish_moments,
-        -(-here.walk.channels // FINISH.values),
-        here.like,
-        *parts,
-        *found,
-        *here.walk.extent,
-        part.slices,
-        part.size,
-        **here.constants,
-        SLICES=power_of_two(part.slices),
-        CHANNELS=FINISH.values,
-        warps=FINISH.warps,
-    )
+    here.launch(partial_moments, part.slices * part.blocks(channels), part, parts, numbers, GUARD=guard)
+    sizes = (*here.walk.extent, part.slices, part.size)
+    programs = -(-channels // FINISH.values)
+    constants = {**plan.constants, "SLICES": power_of_two(part.slices), "CHANNELS": FINISH.values}
+    launch(finish_moments, programs, here.like, (*parts, *found), sizes, FINISH.warps, constants, plan.known)
     return found
 
 
@@ -103,6 +102,26 @@ def normalize(
     return _normalize(here, mean, var, weight, bias, residual, None, None, activation_constants(activation, eps))
 
 
+def normalize_with_bits(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> tuple[Tensor, Tensor]:
+    """:func:`normalize`, and the bits that ``backward``, ``grad_sums`` and ``grad_input`` read here."""
+    bits = input.new_empty(bits_size(input), dtype=torch.uint8)
+    if input.numel() == 0:
+        return eager.normalize(input, mean, var, weight, bias, residual, mask, eps, activation), bits
+    here = Pass(input, mask)
+    layer = activation_constants(activation, eps)
+    return _normalize(here, mean, var, weight, bias, residual, bits, None, layer), bits
+
+
 def _normalize(
     here: Pass,
     mean: Tensor,
@@ -115,15 +134,14 @@ def _normalize(
     layer: dict[str, Any],
 ) -> Tensor:
     output = here.new_tensor()
-    piece = here.cut("normalize", bits)
+    piece = here.plan.cut("normalize", bits is not None)
     tiles = piece.slices * piece.blocks(here.walk.channels)
+    moved, momentum, constants = NO_MOVE if move is None else (move.tensors, move.momentum, move.constants)
     vectors = (*here.statistics(mean, var), *here.parameters(weight, bias))
-    tensors = (here.input, here.ordered_or_none(residual), here.mask, *vectors, output, bits)
-    moved = (None, None, None, None, 0.0, 0.0) if move is None else move.arguments
-    constants = {"CUMULATIVE": False, "SKIP": False, "MOVED": 1} if move is None else move.constants
+    tensors = (here.input, here.ordered_or_none(residual), here.mask, *vectors, output, bits, *moved)
+    numbers = (*momentum, *here.walk.extent, tiles)
     programs = tiles + (move is not None)
-    arguments = (*tensors, *moved, *here.walk.extent, tiles)
-    here.launch(normalize_kernel, programs, piece, *arguments, **constants, **layer, STRIDE=piece.stride)
+    here.launch(normalize_kernel, programs, piece, tensors, numbers, **constants, **layer, STRIDE=piece.stride)
     return here.result(output)
 
 
@@ -189,29 +207,28 @@ def _train(
     here = Pass(input, mask)
     layer = activation_constants(activation, eps)
     # Whatever does not fit is refused before a buffer moves.
-    here.parameters(weight, bias)
+    weight, bias = here.parameters(weight, bias)
     residual = here.ordered_or_none(residual)
     if buffers is not None:
         here.statistics(*buffers[:2])
         if buffers[2] is not None and buffers[2].device != here.device:
             raise RuntimeError(f"batchnorm: num_batches_tracked is on {buffers[2].device}.")
-    bits = here.like.new_empty(bits_size(input), dtype=torch.uint8) if keep_bits else None
+    bits = torch.empty(bits_size(input), dtype=torch.uint8, device=here.device) if keep_bits else None
     kept = no_bits(input) if bits is None else bits
-    whole = here.fits_whole("whole_forward")
+    whole = here.plan.fits_whole("whole_forward")
     if whole is None:
-        count, mean, var = _moments(here, here.dtype)
+        count, mean, var = _moments(here, here.plan.dtype)
         move = None if buffers is None else Move(buffers, count, momentum, skip_nonfinite)
         output = _normalize(here, mean, var, weight, bias, residual, bits, move, layer)
     else:
         output = here.new_tensor()
-        count, mean, var = here.like.new_empty((), dtype=torch.int64), here.new_vector(), here.new_vector()
+        count, mean, var = here.new_count(), here.new_vector(), here.new_vector()
         move = None if buffers is None else Move(buffers, count, momentum, skip_nonfinite)
-        tensors = (here.input, residual, here.mask, *here.parameters(weight, bias), output, bits)
-        arguments = (*tensors, count, mean, var, *here.walk.extent)
-        here.launch(whole_forward, whole.blocks(here.walk.channels), whole, *arguments, **layer)
+        tensors = (here.input, residual, here.mask, weight, bias, output, bits, count, mean, var)
+        here.launch(whole_forward, whole.blocks(here.walk.channels), whole, tensors, here.walk.extent, **layer)
         output = here.result(output)
         if move is not None:
-            move.launch(mean, var)
+            move.launch(mean, var, here.plan.known)
     if move is not None:
         move.finish()
     return output, count, mean, var, kept

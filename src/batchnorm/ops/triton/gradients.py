@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .addresses import aligned, byte_offsets, channel_block, extent, offsets, positions, program
+from .addresses import byte_offsets, channel_block, extent, offsets, positions, program
 from .elements import coefficients, derivative, is_on, passed, total, unpacked
 
 __all__ = ["finish_sums", "gradient_of_preactivation", "input_gradient", "partial_sums", "through_statistics"]
@@ -85,12 +85,12 @@ def partial_sums(
         begin = (part * steps + step) * (BLOCK * STRIDE)
         if bits is not None:
             group = positions(begin // 8, BLOCK * STRIDE // 8, 1, ROWS)
-            byte_at = byte_offsets(group, c, C, M, ROWS)
+            byte_at = byte_offsets(group, c, C, M, x, ROWS)
             bytes = tl.load(bits + byte_at, mask=(group * 8 < M) & within, other=0)
         for place in tl.static_range(STRIDE):
             p = positions(begin + place, BLOCK, STRIDE, ROWS)
             there = p < M
-            at = aligned(offsets(p, c, C, S, magic, shift, ROWS, WIDE), UNIT, ROWS)
+            at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
             centred = tl.load(x + at, mask=there & within, other=0.0).to(ACC) - m
             gradient = tl.load(dy + at, mask=there & within, other=0.0).to(ACC)
             added = None
@@ -181,12 +181,12 @@ def input_gradient(
     begin = tile * (BLOCK * STRIDE)
     if bits is not None:
         group = positions(begin // 8, BLOCK * STRIDE // 8, 1, ROWS)
-        byte_at = byte_offsets(group, c, C, M, ROWS)
+        byte_at = byte_offsets(group, c, C, M, x, ROWS)
         bytes = tl.load(bits + byte_at, mask=(group * 8 < M) & within, other=0)
     for place in tl.static_range(STRIDE):
         p = positions(begin + place, BLOCK, STRIDE, ROWS)
         there = p < M
-        at = aligned(offsets(p, c, C, S, magic, shift, ROWS, WIDE), UNIT, ROWS)
+        at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
         centred = tl.load(x + at, mask=there & within, other=0.0).to(ACC) - m
         gradient = tl.load(dy + at, mask=there & within, other=0.0).to(ACC)
         added = None

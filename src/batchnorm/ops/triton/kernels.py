@@ -11,10 +11,21 @@ import torch
 from torch import Tensor
 
 from ...activation import Activation
+from .. import ranks
 from .. import schema as _schema  # noqa: F401  (defines the operators)
 from . import compute
 
-__all__ = ["CHECKS_TENSORS", "backward", "forward", "normalize", "train", "update_running"]
+__all__ = [
+    "CHECKS_TENSORS",
+    "backward",
+    "forward",
+    "merge_parts",
+    "normalize",
+    "normalize_with_bits",
+    "pack_moments",
+    "train",
+    "update_running",
+]
 
 CHECKS_TENSORS = True  # each refuses what does not fit, before anything is launched
 
@@ -91,6 +102,22 @@ def normalize(
     return compute.normalize(*layer, activation)
 
 
+def normalize_with_bits(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    eps: float,
+    activation: Activation,
+) -> tuple[Tensor, Tensor] | None:
+    """``normalize``, and the bits that ``backward`` reads; None where somebody watches, for it is no operator."""
+    layer = (input, mean, var, weight, bias, residual, mask, eps, activation)
+    return None if _is_watched(input) else compute.normalize_with_bits(*layer)
+
+
 def backward(
     grad_output: Tensor,
     input: Tensor,
@@ -132,3 +159,13 @@ def update_running(
         _OPS.update_running(*buffers, count, mean, var, momentum, skip_nonfinite)
     else:
         compute.update_running(*buffers, count, mean, var, momentum, skip_nonfinite)
+
+
+def pack_moments(input: Tensor, mask: Tensor | None) -> Tensor:
+    """As :func:`batchnorm.ops.ranks.pack_moments`."""
+    return (ranks if _is_watched(input) else compute).pack_moments(input, mask)
+
+
+def merge_parts(parts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`batchnorm.ops.ranks.merge_parts`."""
+    return (ranks if _is_watched(parts) else compute).merge_parts(parts, dtype)

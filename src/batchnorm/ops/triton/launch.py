@@ -1,14 +1,19 @@
-"""One launch of one kernel."""
+"""One launch of one kernel.
+
+Triton looks at every argument of every launch to find what it has compiled for them. The launches of one plan differ in
+nothing that it looks at but dtypes and alignments of tensors, so what it found is kept, and called past that search.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["ACCUMULATE", "ELEMENTS", "launch"]
+__all__ = ["ACCUMULATE", "ELEMENTS", "Known", "launch"]
 
 #: The dtypes of inputs.
 ELEMENTS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -16,12 +21,52 @@ ELEMENTS = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float1
 #: The dtype that values are computed in, by that of the statistics.
 ACCUMULATE = {torch.float32: tl.float32, torch.float64: tl.float64}
 
+#: What Triton compiled, and the constants in the order of the kernel's arguments, by all that it depends on.
+Known = dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]]
 
-def launch(kernel: Any, programs: int, on: Tensor, *arguments: Any, warps: int, **constants: Any) -> None:
-    """Have ``programs`` of them computed on the device of ``on``, in its current stream."""
+_ALIGNED = 16  # bytes: an address that is a multiple is compiled for
+# On ROCm what is compiled depends on the size of the memory behind a tensor too.
+_is_direct = torch.version.hip is None
+
+
+def launch(
+    kernel: Any,
+    programs: int,
+    on: Tensor,
+    tensors: Sequence[Tensor | None],
+    numbers: Sequence[float],
+    warps: int,
+    constants: dict[str, Any],
+    known: Known | None = None,
+) -> None:
+    """Have ``programs`` of them computed on the device of ``on``, in its current stream.
+
+    Args:
+        kernel: Takes ``tensors``, ``numbers`` and ``constants``, in this order.
+        programs: How many.
+        on: A tensor on the device.
+        tensors: Memory, or None.
+        numbers: Passed at each launch.
+        warps: Of a program.
+        constants: Compiled in, by name.
+        known: Of launches with the same numbers, but for floats.
+    """
     index = on.get_device()
     if index >= 0 and index != torch.cuda.current_device():
         with torch.cuda.device(index):
-            kernel[(programs,)](*arguments, num_warps=warps, **constants)
-    else:
-        kernel[(programs,)](*arguments, num_warps=warps, **constants)
+            return launch(kernel, programs, on, tensors, numbers, warps, constants, known)
+    if known is None or not _is_direct:
+        kernel[(programs,)](*tensors, *numbers, num_warps=warps, **constants)
+        return None
+    kinds = [None if tensor is None else (tensor.dtype, tensor.data_ptr() % _ALIGNED == 0) for tensor in tensors]
+    key = (kernel, index, warps, *constants.values(), *kinds)
+    found = known.get(key)
+    if found is not None:
+        compiled, in_order = found
+        compiled[(programs, 1, 1)](*tensors, *numbers, *in_order)
+        return None
+    compiled = kernel[(programs,)](*tensors, *numbers, num_warps=warps, **constants)
+    if compiled is not None:  # the interpreter compiles nothing
+        names = kernel.arg_names[len(tensors) + len(numbers) :]
+        known[key] = compiled, tuple(constants[name] for name in names)
+    return None

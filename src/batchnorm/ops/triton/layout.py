@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Walk", "divisor", "walk"]
+__all__ = ["Walk", "divisor", "is_dense", "walk"]
 
 _LONGEST_RUN = 16  # values: the most that one instruction moves, of the smallest dtype, and what Triton looks for
 # Offsets of lanes beyond the end are computed too, and must not come around.
@@ -38,7 +38,7 @@ class Walk:
 
     def lies(self, tensor: Tensor) -> bool:
         """Whether a tensor of the same shape lies in this order."""
-        return _is_dense(tensor.shape, tensor.stride(), self.rows)
+        return is_dense(tensor.shape, tensor.stride(), self.rows)
 
     def order(self, tensor: Tensor) -> Tensor:
         """``tensor``, of the same shape, in this order; itself where it lies so."""
@@ -63,7 +63,7 @@ def divisor(space: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(4096)
-def _is_dense(shape: Sequence[int], strides: Sequence[int], rows: bool) -> bool:
+def is_dense(shape: Sequence[int], strides: Sequence[int], rows: bool) -> bool:
     """Whether such a tensor is contiguous, or channels-last. Where a dimension has one value, its stride is nothing."""
     inner = (*reversed(shape[2:]), shape[0])
     sizes, steps = (shape[1], *inner), (strides[1], *reversed(strides[2:]), strides[0])
@@ -77,20 +77,15 @@ def _is_dense(shape: Sequence[int], strides: Sequence[int], rows: bool) -> bool:
     return True
 
 
-def walk(like: Tensor) -> Walk:
-    """How a tensor with the strides of ``like``, (N, C, *spatial) and not empty, is walked.
+def walk(shape: Sequence[int], strides: Sequence[int]) -> Walk:
+    """How a tensor (N, C, *spatial) that is not empty is walked.
 
     One that is neither contiguous nor channels-last is walked as planes, in a copy (:meth:`Walk.order`).
     """
-    return _walk(like.shape, like.stride())
-
-
-@functools.lru_cache(4096)
-def _walk(shape: Sequence[int], strides: Sequence[int]) -> Walk:
     samples, channels = shape[:2]
     values = math.prod(shape)
     space = values // (samples * channels)
-    rows = space == 1 or (not _is_dense(shape, strides, False) and _is_dense(shape, strides, True))
+    rows = space == 1 or (not is_dense(shape, strides, False) and is_dense(shape, strides, True))
     wide = values >= _WIDE_FROM
     unit = math.gcd(channels if rows else space, _LONGEST_RUN)
     # Rows divide nothing, and 64 bits by plain division: numbers for neither, or each would be a program of its own.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .addresses import aligned, channel_block, extent, offsets, positions, program
+from .addresses import channel_block, extent, offsets, positions, program
 from .elements import total
 
 __all__ = ["finish_moments", "partial_moments"]
@@ -18,7 +18,7 @@ __all__ = ["finish_moments", "partial_moments"]
 
 @triton.jit
 def valid_value(x, mask, p, c, within, C, S, magic, shift, ROWS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr):
-    value = tl.load(x + offsets(p, c, C, S, magic, shift, ROWS, WIDE), mask=within, other=0.0).to(ACC)
+    value = tl.load(x + offsets(p, c, C, S, magic, shift, 1, ROWS, WIDE), mask=within, other=0.0).to(ACC)
     if mask is not None:
         value = tl.where(tl.load(mask + p) != 0, value, 0.0)
     return value
@@ -80,7 +80,7 @@ def partial_moments(
     for step in range(steps):
         p = positions(begin + step * BLOCK, BLOCK, 1, ROWS)
         there = p < M
-        at = aligned(offsets(p, c, C, S, magic, shift, ROWS, WIDE), UNIT, ROWS)
+        at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
         value = tl.load(x + at, mask=there & within, other=0.0).to(ACC) - origin
         if mask is not None:
             there = tl.load(mask + p, mask=there, other=0) != 0

@@ -3,53 +3,67 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..running import is_recomputation
-from .launch import launch
+from .launch import Known, launch
 from .running import move_running
 from .tiles import power_of_two
 
-__all__ = ["Buffers", "Move", "update_running"]
+__all__ = ["NO_MOVE", "Buffers", "Move", "update_running"]
 
 Buffers = tuple[Tensor, Tensor, Tensor | None]
 
 _MOVED_AT_ONCE = 1024  # channels
+_WARPS = 4
+
+#: ``tensors``, ``momentum`` and ``constants`` where nothing is to move.
+NO_MOVE: tuple[tuple[None, ...], tuple[float, float], dict[str, Any]] = (
+    (None, None, None, None),
+    (0.0, 0.0),
+    {"CUMULATIVE": False, "SKIP": False, "MOVED": 1},
+)
 
 
 class Move:
     """The running buffers, and how they are to move.
 
     They are written to past torch, which has to know of it, and before: it refuses what must not be written to.
+
+    Attributes:
+        tensors: The buffers as kernels write to them, and the count of values.
+        momentum: A number in double precision as two in single precision.
+        constants: What is compiled in.
     """
 
-    def __init__(
-        self, buffers: Buffers, count: Tensor | int, momentum: float | Tensor | None, skip_nonfinite: bool
-    ) -> None:
-        self._buffers = [buffer for buffer in buffers if buffer is not None]
-        channels = buffers[0].numel()
+    def __init__(self, buffers: Buffers, count: Tensor, momentum: float | Tensor | None, skip_nonfinite: bool) -> None:
+        running_mean, running_var, num_batches_tracked = buffers
+        self._buffers = [running_mean, running_var]
+        if num_batches_tracked is not None:
+            self._buffers.append(num_batches_tracked)
         torch.autograd.graph.increment_version(self._buffers)
         # A vector with gaps is moved in a copy.
         self._written = [buffer.contiguous() for buffer in self._buffers]
-        number = momentum if isinstance(momentum, float) else 0.0
-        rounded = _as_float32(number)
-        self.momentum = momentum if isinstance(momentum, Tensor) else None
-        written = self._written if buffers[2] is not None else (*self._written, None)
-        self.arguments = (*written, count, rounded, number - rounded)
-        block = min(power_of_two(channels), _MOVED_AT_ONCE)
-        self.constants = {"CUMULATIVE": momentum is None, "SKIP": skip_nonfinite, "MOVED": block}
+        nothing = (None,) if num_batches_tracked is None else ()
+        self.tensors = (*self._written, *nothing, count)
+        self._of_tensor = momentum if isinstance(momentum, Tensor) else None
+        self.momentum = (0.0, 0.0) if momentum is None or self._of_tensor is not None else _two(float(momentum))
+        channels = running_mean.numel()
+        self._channels = channels
+        self.constants = {
+            "CUMULATIVE": momentum is None,
+            "SKIP": skip_nonfinite,
+            "MOVED": min(power_of_two(channels), _MOVED_AT_ONCE),
+        }
 
-    def launch(self, mean: Tensor, var: Tensor) -> None:
+    def launch(self, mean: Tensor, var: Tensor, known: Known | None = None) -> None:
         """Move them in a launch of their own; elsewhere one of another kernel's programs does."""
-        *buffers, count, momentum, rest = self.arguments
-        settings = dict(self.constants)
-        block = settings.pop("MOVED")
-        by = (self.momentum, momentum, rest)
-        arguments = (*buffers, count, mean.contiguous(), var.contiguous(), *by, mean.numel())
-        launch(move_running, 1, mean, *arguments, **settings, BLOCK=block, warps=4)
+        tensors = (*self.tensors, mean.contiguous(), var.contiguous(), self._of_tensor)
+        launch(move_running, 1, mean, tensors, (*self.momentum, self._channels), _WARPS, self.constants, known)
 
     def finish(self) -> None:
         """Write back what was moved in a copy."""
@@ -59,8 +73,9 @@ class Move:
 
 
 @functools.lru_cache(256)
-def _as_float32(number: float) -> float:
-    return float(np.float32(number))
+def _two(number: float) -> tuple[float, float]:
+    rounded = float(np.float32(number))
+    return rounded, number - rounded
 
 
 def update_running(
@@ -73,9 +88,11 @@ def update_running(
     momentum: float | Tensor,
     skip_nonfinite: bool,
 ) -> None:
-    """As :func:`batchnorm.ops.running.update_running`, in one launch."""
+    """As :func:`batchnorm.ops.running.update_running`."""
     if is_recomputation() or (isinstance(count, int) and count < 2):
         return
+    if isinstance(count, int):
+        count = torch.full((), count, dtype=torch.int64, device=mean.device)
     move = Move((running_mean, running_var, num_batches_tracked), count, momentum, skip_nonfinite)
     move.launch(mean, var)
     move.finish()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .addresses import aligned, byte_offsets, channel_block, extent, offsets, positions, program
+from .addresses import byte_offsets, channel_block, extent, offsets, positions, program
 from .elements import activated, coefficients, is_on, packed, preactivation
 from .running import move
 
@@ -84,7 +84,7 @@ def normalize(
     for place in tl.static_range(STRIDE):
         p = positions(begin + place, BLOCK, STRIDE, ROWS)
         there = p < M
-        at = aligned(offsets(p, c, C, S, magic, shift, ROWS, WIDE), UNIT, ROWS)
+        at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
         z = preactivation(tl.load(x + at, mask=there & within, other=0.0).to(ACC), m, scale, move_by)
         if residual is not None:
             z += tl.load(residual + at, mask=there & within, other=0.0).to(ACC)
@@ -94,11 +94,11 @@ def normalize(
             else:
                 group = positions(begin // 8, BLOCK // 8, 1, ROWS)
                 some = packed(is_on(z, ACT, P0, P1), BLOCK, CHANNELS, ROWS)
-                tl.store(bits + byte_offsets(group, c, C, M, ROWS), some, mask=(group * 8 < M) & within)
+                tl.store(bits + byte_offsets(group, c, C, M, x, ROWS), some, mask=(group * 8 < M) & within)
         y = activated(z, ACT, P0, P1)
         if mask is not None:
             y = tl.where(tl.load(mask + p, mask=there, other=0) != 0, y, 0.0)
         tl.store(output + at, y.to(output.dtype.element_ty), mask=there & within)
     if bits is not None and STRIDE == 8:
         group = positions(begin // 8, BLOCK, 1, ROWS)
-        tl.store(bits + byte_offsets(group, c, C, M, ROWS), byte.to(tl.uint8), mask=(group * 8 < M) & within)
+        tl.store(bits + byte_offsets(group, c, C, M, x, ROWS), byte.to(tl.uint8), mask=(group * 8 < M) & within)

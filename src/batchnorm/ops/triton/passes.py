@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +11,55 @@ from torch import Tensor
 
 from ...activation import Activation
 from ..eager import statistics_dtype
-from .launch import ACCUMULATE, ELEMENTS, launch
-from .layout import Walk, walk
+from .launch import ACCUMULATE, ELEMENTS, Known, launch
+from .layout import Walk, is_dense, walk
 from .tiles import Cut, cut, fits_whole
 
-__all__ = ["Pass", "activation_constants"]
+__all__ = ["Pass", "Plan", "activation_constants", "plan"]
+
+
+class Plan:
+    """What a pass over inputs of one shape, with one set of strides, of one dtype, is decided by.
+
+    Attributes:
+        walk: How the input is walked.
+        lies: Whether an output as the contract wants it lies in that order.
+        dtype: Of the statistics.
+        constants: What is compiled into the kernels.
+        known: The launches that there have been.
+    """
+
+    def __init__(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> None:
+        self.walk = walk(shape, strides)
+        self.lies = is_dense(shape, strides, self.walk.rows)
+        self.strides = strides
+        self.dtype = statistics_dtype(dtype)
+        self.itemsize = dtype.itemsize
+        self.constants: dict[str, Any] = {
+            "UNIT": self.walk.unit,
+            "ROWS": self.walk.rows,
+            "WIDE": self.walk.wide,
+            "ACC": ACCUMULATE[self.dtype],
+        }
+        self.known: Known = {}
+        self._cuts: dict[tuple[str, bool], Cut] = {}
+        self._whole: dict[str, Cut | None] = {}
+
+    def cut(self, kernel: str, bits: bool = False) -> Cut:
+        """How ``kernel`` shares the walk."""
+        found = self._cuts.get((kernel, bits))
+        if found is None:
+            found = self._cuts[kernel, bits] = cut(kernel, self.walk, self.itemsize, bits)
+        return found
+
+    def fits_whole(self, kernel: str) -> Cut | None:
+        """How ``kernel`` has all positions in one tile, or None."""
+        if kernel not in self._whole:
+            self._whole[kernel] = fits_whole(kernel, self.walk, self.itemsize)
+        return self._whole[kernel]
+
+
+plan = functools.lru_cache(1024)(Plan)
 
 
 class Pass:
@@ -24,27 +69,21 @@ class Pass:
     before, as :mod:`batchnorm.functional` does.
 
     Attributes:
-        walk: How the input is walked.
+        plan: What is decided.
+        walk: The plan's.
         like: A new tensor with the strides of ``torch.empty_like(input)``.
         mask: As bytes, or None.
-        constants: What is compiled into the kernels.
     """
 
     def __init__(self, input: Tensor, mask: Tensor | None) -> None:
         if input.dtype not in ELEMENTS or input.dim() < 2:
             raise RuntimeError(f"batchnorm: the input is {input.dtype} of shape {tuple(input.shape)}.")
         self.like = torch.empty_like(input)
-        self.walk: Walk = walk(self.like)
         self.shape, self.device = input.shape, input.device
+        self.plan = plan(self.shape, self.like.stride(), input.dtype)
+        self.walk: Walk = self.plan.walk
         self.input = self.ordered(input)
         self.mask = None if mask is None else self._bytes(mask)
-        self.dtype = statistics_dtype(input.dtype)
-        self.constants: dict[str, Any] = {
-            "UNIT": self.walk.unit,
-            "ROWS": self.walk.rows,
-            "WIDE": self.walk.wide,
-            "ACC": ACCUMULATE[self.dtype],
-        }
 
     def _bytes(self, mask: Tensor) -> Tensor:
         if mask.dtype != torch.bool or mask.numel() != self.walk.positions or mask.device != self.device:
@@ -55,7 +94,11 @@ class Pass:
         """``tensor``, of the input's shape, in the walk's order."""
         if tensor.shape != self.shape or tensor.device != self.device:
             raise RuntimeError(f"batchnorm: shape {tuple(tensor.shape)} on {tensor.device}, not the input's.")
-        return self.walk.order(tensor.resolve_neg())
+        if tensor.is_neg():
+            tensor = tensor.resolve_neg()
+        if self.plan.lies and tensor.stride() == self.plan.strides:
+            return tensor
+        return self.walk.order(tensor)
 
     def ordered_or_none(self, tensor: Tensor | None) -> Tensor | None:
         """As :meth:`ordered`, of what may not be there."""
@@ -67,41 +110,53 @@ class Pass:
 
     def parameters(self, *vectors: Tensor | None) -> tuple[Tensor | None, ...]:
         """As :meth:`statistics`, of the input's dtype or that of its statistics."""
-        dtypes = (self.dtype, self.like.dtype)
+        dtypes = (self.plan.dtype, self.like.dtype)
         return tuple(None if vector is None else self._vector(vector, dtypes) for vector in vectors)
 
     def _vector(self, vector: Tensor, dtypes: Collection[torch.dtype]) -> Tensor:
         if vector.shape != (self.walk.channels,) or vector.dtype not in dtypes or vector.device != self.device:
             described = f"{vector.dtype} of shape {tuple(vector.shape)} on {vector.device}"
             raise RuntimeError(f"batchnorm: a vector is {described}, for {self.walk.channels} channels.")
-        return vector.resolve_neg().contiguous()
+        if vector.is_neg():
+            vector = vector.resolve_neg()
+        return vector.contiguous()
 
     def new_vector(self, dtype: torch.dtype | None = None) -> Tensor:
         """Memory for a vector (C,), of the statistics' dtype if no other is named."""
-        return self.like.new_empty(self.walk.channels, dtype=dtype or self.dtype)
+        return torch.empty(self.walk.channels, dtype=dtype or self.plan.dtype, device=self.device)
+
+    def new_parts(self, slices: int) -> Tensor:
+        """Memory for a statistic of every slice, (slices, C). Each has its own, and so is aligned."""
+        return torch.empty((slices, self.walk.channels), dtype=self.plan.dtype, device=self.device)
+
+    def new_count(self) -> Tensor:
+        """Memory for a count, ()."""
+        return torch.empty((), dtype=torch.int64, device=self.device)
 
     def new_tensor(self) -> Tensor:
         """Memory in the walk's order for a result of the input's shape and dtype; see :meth:`result`."""
-        return torch.empty_like(self.like if self.walk.lies(self.like) else self.input)
+        return torch.empty_like(self.like if self.plan.lies else self.input)
 
     def result(self, found: Tensor) -> Tensor:
         """What :meth:`new_tensor` gave, when it is filled, with the strides that the contract names."""
-        return found if self.walk.lies(self.like) else torch.empty_like(self.like).copy_(found)
+        return found if self.plan.lies else torch.empty_like(self.like).copy_(found)
 
-    def cut(self, kernel: str, bits: Tensor | None = None) -> Cut:
-        """How ``kernel`` shares the walk."""
-        return cut(kernel, self.walk, self.like.element_size(), bits is not None)
+    def launch(
+        self,
+        kernel: Any,
+        programs: int,
+        cut: Cut,
+        tensors: Sequence[Tensor | None],
+        numbers: Sequence[float] = (),
+        **constants: Any,
+    ) -> None:
+        """One launch of a kernel that walks over the input."""
+        plan = self.plan
+        constants = {**plan.constants, "BLOCK": cut.block, "CHANNELS": cut.channels, **constants}
+        launch(kernel, programs, self.like, tensors, numbers, cut.warps, constants, plan.known)
 
-    def fits_whole(self, kernel: str) -> Cut | None:
-        """How ``kernel`` has all positions in one tile, or None."""
-        return fits_whole(kernel, self.walk, self.like.element_size())
 
-    def launch(self, kernel: Any, programs: int, cut: Cut, *arguments: Any, **constants: Any) -> None:
-        """One launch, with what all kernels take."""
-        sizes = {"BLOCK": cut.block, "CHANNELS": cut.channels}
-        launch(kernel, programs, self.like, *arguments, warps=cut.warps, **self.constants, **sizes, **constants)
-
-
+@functools.lru_cache(256)
 def activation_constants(activation: Activation, eps: float) -> dict[str, Any]:
     """What is compiled in of an activation and of eps: floats that are passed are rounded to 32 bits."""
     first, second = (*activation.parameters, 0.0, 0.0)[:2]

@@ -39,16 +39,13 @@ def move(
 ):
     """``running = (1 − momentum)·running + momentum·batch``, or nothing at all.
 
-    ``count`` is a number or points to one. ``momentum`` and ``momentum_rest`` add up to the number in double precision;
+    ``momentum`` and ``momentum_rest`` add up to the number in double precision;
     ``momentum_tensor`` has it where it is a tensor, and with ``CUMULATIVE`` it is one over the number of batches, this
     one included.
     """
     DOUBLE: tl.constexpr = running_var.dtype.element_ty == tl.float64
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    if count.dtype.is_ptr():
-        n = tl.load(count)
-    else:
-        n = count
+    n = tl.load(count)
     moves = n > 1
     if SKIP:
         bad = tl.zeros((BLOCK,), tl.int32)
@@ -96,7 +93,7 @@ def move_running(
     channels,
     CUMULATIVE: tl.constexpr,
     SKIP: tl.constexpr,
-    BLOCK: tl.constexpr,
+    MOVED: tl.constexpr,
 ):
     """:func:`move` as a launch of one program."""
     move(
@@ -112,5 +109,5 @@ def move_running(
         channels,
         CUMULATIVE,
         SKIP,
-        BLOCK,
+        MOVED,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .addresses import aligned, byte_offsets, channel_block, extent, offsets, positions
+from .addresses import byte_offsets, channel_block, extent, offsets, positions
 from .elements import activated, coefficients, inverse_std, is_on, packed, preactivation, total, unpacked
 from .gradients import gradient_of_preactivation, through_statistics
 from .moments import origin_of
@@ -48,7 +48,7 @@ def whole_forward(
     c, within = channel_block(tl.program_id(0), C, CHANNELS, ROWS)
     p = positions(0, BLOCK, 1, ROWS)
     there = p < M
-    at = aligned(offsets(p, c, C, S, magic, shift, ROWS, WIDE), UNIT, ROWS)
+    at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
     value = tl.load(x + at, mask=there & within, other=0.0).to(ACC)
     valid = there
     if mask is not None:
@@ -86,7 +86,7 @@ def whole_forward(
         if bits is not None:
             group = positions(0, BLOCK // 8, 1, ROWS)
             some = packed(is_on(z, ACT, P0, P1), BLOCK, CHANNELS, ROWS)
-            tl.store(bits + byte_offsets(group, c, C, M, ROWS), some, mask=(group * 8 < M) & within)
+            tl.store(bits + byte_offsets(group, c, C, M, x, ROWS), some, mask=(group * 8 < M) & within)
         y = activated(z, ACT, P0, P1)
         if mask is not None:
             y = tl.where(valid, y, 0.0)
@@ -131,7 +131,7 @@ def whole_backward(
     m, invstd, scale, move_by = coefficients(mean, var, weight, bias, c, within, EPS, ACC)
     p = positions(0, BLOCK, 1, ROWS)
     there = p < M
-    at = aligned(offsets(p, c, C, S, magic, shift, ROWS, WIDE), UNIT, ROWS)
+    at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
     centred = tl.load(x + at, mask=there & within, other=0.0).to(ACC) - m
     gradient = tl.load(dy + at, mask=there & within, other=0.0).to(ACC)
     added = None
@@ -140,7 +140,7 @@ def whole_backward(
     on = None
     if bits is not None:
         group = positions(0, BLOCK // 8, 1, ROWS)
-        bytes = tl.load(bits + byte_offsets(group, c, C, M, ROWS), mask=(group * 8 < M) & within, other=0)
+        bytes = tl.load(bits + byte_offsets(group, c, C, M, x, ROWS), mask=(group * 8 < M) & within, other=0)
         on = unpacked(bytes, BLOCK, CHANNELS, ROWS)
     dz = gradient_of_preactivation(gradient, centred, added, on, scale, move_by, ACT, P0, P1)
     standardized = centred * invstd
