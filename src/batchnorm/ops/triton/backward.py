@@ -167,7 +167,7 @@ class _Gradients:
         sums = here.new_vector(), here.new_vector()
         constants = {"SLICES": power_of_two(part.slices), "CHANNELS": FINISH.values}
         programs, sizes = -(-channels // FINISH.values), (channels, part.slices)
-        launch(finish_sums, programs, here.like, (*parts, *sums), sizes, FINISH.warps, constants, here.plan.known)
+        launch(finish_sums, programs, here.given, (*parts, *sums), sizes, FINISH.warps, constants, here.plan.known)
         return sums
 
     def input(

@@ -80,7 +80,7 @@ def _moments(here: Pass, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     sizes = (*here.walk.extent, part.slices, part.size)
     programs = -(-channels // FINISH.values)
     constants = {**plan.constants, "SLICES": power_of_two(part.slices), "CHANNELS": FINISH.values}
-    launch(finish_moments, programs, here.like, (*parts, *found), sizes, FINISH.warps, constants, plan.known)
+    launch(finish_moments, programs, here.given, (*parts, *found), sizes, FINISH.warps, constants, plan.known)
     return found
 
 
@@ -99,7 +99,8 @@ def normalize(
     if input.numel() == 0:
         return eager.normalize(input, mean, var, weight, bias, residual, mask, eps, activation)
     here = Pass(input, mask)
-    return _normalize(here, mean, var, weight, bias, residual, None, None, activation_constants(activation, eps))
+    vectors = (*here.statistics(mean, var), *here.parameters(weight, bias))
+    return _normalize(here, vectors, here.ordered_or_none(residual), None, None, activation_constants(activation, eps))
 
 
 def normalize_with_bits(
@@ -118,16 +119,14 @@ def normalize_with_bits(
     if input.numel() == 0:
         return eager.normalize(input, mean, var, weight, bias, residual, mask, eps, activation), bits
     here = Pass(input, mask)
+    vectors = (*here.statistics(mean, var), *here.parameters(weight, bias))
     layer = activation_constants(activation, eps)
-    return _normalize(here, mean, var, weight, bias, residual, bits, None, layer), bits
+    return _normalize(here, vectors, here.ordered_or_none(residual), bits, None, layer), bits
 
 
 def _normalize(
     here: Pass,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    vectors: tuple[Tensor | None, ...],
     residual: Tensor | None,
     bits: Tensor | None,
     move: Move | None,
@@ -137,8 +136,7 @@ def _normalize(
     piece = here.plan.cut("normalize", bits is not None)
     tiles = piece.slices * piece.blocks(here.walk.channels)
     moved, momentum, constants = NO_MOVE if move is None else (move.tensors, move.momentum, move.constants)
-    vectors = (*here.statistics(mean, var), *here.parameters(weight, bias))
-    tensors = (here.input, here.ordered_or_none(residual), here.mask, *vectors, output, bits, *moved)
+    tensors = (here.input, residual, here.mask, *vectors, output, bits, *moved)
     numbers = (*momentum, *here.walk.extent, tiles)
     programs = tiles + (move is not None)
     here.launch(normalize_kernel, programs, piece, tensors, numbers, **constants, **layer, STRIDE=piece.stride)
@@ -219,7 +217,7 @@ def _train(
     if whole is None:
         count, mean, var = _moments(here, here.plan.dtype)
         move = None if buffers is None else Move(buffers, count, momentum, skip_nonfinite)
-        output = _normalize(here, mean, var, weight, bias, residual, bits, move, layer)
+        output = _normalize(here, (mean, var, weight, bias), residual, bits, move, layer)
     else:
         output = here.new_tensor()
         count, mean, var = here.new_count(), here.new_vector(), here.new_vector()

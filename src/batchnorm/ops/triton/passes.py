@@ -19,20 +19,21 @@ __all__ = ["Pass", "Plan", "activation_constants", "plan"]
 
 
 class Plan:
-    """What a pass over inputs of one shape, with one set of strides, of one dtype, is decided by.
+    """What follows from an input's shape, strides and dtype.
 
     Attributes:
-        walk: How the input is walked.
-        lies: Whether an output as the contract wants it lies in that order.
+        strides: Of the outputs, as ``torch.empty_like(input)`` has them.
+        walk: How a tensor with these is walked.
+        lies: Whether it lies in that order, and is no copy.
         dtype: Of the statistics.
         constants: What is compiled into the kernels.
         known: The launches that there have been.
     """
 
     def __init__(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> None:
-        self.walk = walk(shape, strides)
-        self.lies = is_dense(shape, strides, self.walk.rows)
-        self.strides = strides
+        self.strides = torch.empty_like(torch.empty_strided(shape, strides, dtype=dtype, device="meta")).stride()
+        self.walk = walk(shape, self.strides)
+        self.lies = is_dense(shape, self.strides, self.walk.rows)
         self.dtype = statistics_dtype(dtype)
         self.itemsize = dtype.itemsize
         self.constants: dict[str, Any] = {
@@ -71,16 +72,16 @@ class Pass:
     Attributes:
         plan: What is decided.
         walk: The plan's.
-        like: A new tensor with the strides of ``torch.empty_like(input)``.
+        given: The input as it came.
+        input: The input in the walk's order.
         mask: As bytes, or None.
     """
 
     def __init__(self, input: Tensor, mask: Tensor | None) -> None:
         if input.dtype not in ELEMENTS or input.dim() < 2:
             raise RuntimeError(f"batchnorm: the input is {input.dtype} of shape {tuple(input.shape)}.")
-        self.like = torch.empty_like(input)
-        self.shape, self.device = input.shape, input.device
-        self.plan = plan(self.shape, self.like.stride(), input.dtype)
+        self.given, self.shape, self.device = input, input.shape, input.device
+        self.plan = plan(self.shape, input.stride(), input.dtype)
         self.walk: Walk = self.plan.walk
         self.input = self.ordered(input)
         self.mask = None if mask is None else self._bytes(mask)
@@ -110,7 +111,7 @@ class Pass:
 
     def parameters(self, *vectors: Tensor | None) -> tuple[Tensor | None, ...]:
         """As :meth:`statistics`, of the input's dtype or that of its statistics."""
-        dtypes = (self.plan.dtype, self.like.dtype)
+        dtypes = (self.plan.dtype, self.given.dtype)
         return tuple(None if vector is None else self._vector(vector, dtypes) for vector in vectors)
 
     def _vector(self, vector: Tensor, dtypes: Collection[torch.dtype]) -> Tensor:
@@ -135,11 +136,11 @@ class Pass:
 
     def new_tensor(self) -> Tensor:
         """Memory in the walk's order for a result of the input's shape and dtype; see :meth:`result`."""
-        return torch.empty_like(self.like if self.plan.lies else self.input)
+        return torch.empty_like(self.given if self.plan.lies else self.input)
 
     def result(self, found: Tensor) -> Tensor:
         """What :meth:`new_tensor` gave, when it is filled, with the strides that the contract names."""
-        return found if self.plan.lies else torch.empty_like(self.like).copy_(found)
+        return found if self.plan.lies else torch.empty_like(self.given).copy_(found)
 
     def launch(
         self,
@@ -153,7 +154,7 @@ class Pass:
         """One launch of a kernel that walks over the input."""
         plan = self.plan
         constants = {**plan.constants, "BLOCK": cut.block, "CHANNELS": cut.channels, **constants}
-        launch(kernel, programs, self.like, tensors, numbers, cut.warps, constants, plan.known)
+        launch(kernel, programs, self.given, tensors, numbers, cut.warps, constants, plan.known)
 
 
 @functools.lru_cache(256)
