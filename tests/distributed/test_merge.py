@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchnorm import reference
-from batchnorm.ops.synced import merge_ranks
+from batchnorm.ops.ranks import merge_ranks
 
 
 @settings(max_examples=100, deadline=None)

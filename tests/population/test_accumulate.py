@@ -149,9 +149,10 @@ def test_a_failed_batch_does_not_count_when_the_user_goes_on(norm):
 
 
 def test_interrupted_while_the_statistics_are_written(monkeypatch):
+    from batchnorm.ops import running
     from batchnorm.population import sinks
 
-    model, update, calls = network(batchnorm.BatchNorm2d), sinks.update_running, 0
+    model, update, calls = network(batchnorm.BatchNorm2d), running.update_running, 0
 
     def interrupted(*arguments):
         nonlocal calls
@@ -160,7 +161,7 @@ def test_interrupted_while_the_statistics_are_written(monkeypatch):
             raise KeyboardInterrupt
         update(*arguments)
 
-    monkeypatch.setattr(sinks, "update_running", interrupted)
+    monkeypatch.setattr(sinks, "running_mover", lambda mean, direct: interrupted)
     before = picture(model)
     with pytest.raises(KeyboardInterrupt), accumulate_statistics(model):
         model(images(5))

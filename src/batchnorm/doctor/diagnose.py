@@ -115,10 +115,11 @@ def diagnose(
                 needs=needs,
                 agreed=agreed,
             ),
+            model if isinstance(model, torch.nn.Module) else None,
         )
         given = Subject(evidence.model, None, optimizer, None if once else batches, forward)
         evidence = replace(evidence, ranks=ranks)
-        found = Accord(ranks is not None).step(lambda: _diagnosed(rules, ignored, evidence, given))
+        found = Accord(ranks is not None, evidence.model).step(lambda: _diagnosed(rules, ignored, evidence, given))
         return _for_wrapper(found, model)
 
     done = look()

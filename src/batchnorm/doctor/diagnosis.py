@@ -68,7 +68,7 @@ class Diagnosis:
         """
         chosen = {each.fix.key or id(each): each.fix for each in self.findings if each.fix is not None}
         mended = tuple(each for each in self.findings if each.fix is not None)
-        accord = Accord(self.evidence.ranks is not None)
+        accord = Accord(self.evidence.ranks is not None, self.evidence.model)
         if not accord.any(bool(mended)):
             return ()
         subject = self._subject

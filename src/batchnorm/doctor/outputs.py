@@ -52,5 +52,5 @@ def target_of(batch: Any) -> tuple[tuple[int, ...], torch.dtype] | None:
 
 def projected(tensor: Tensor) -> Tensor:
     """Its sum along random directions, the same from run to run, for each sample."""
-    directions = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
+    directions = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(tensor)
     return (tensor * directions).sum() / max(tensor.shape[0] if tensor.dim() else 1, 1)

@@ -107,8 +107,8 @@ def padding_of(
     if by_mask:
         assert valid is not None
         # A layer with stride has fewer positions: each stands for those above it, and the middle one decides.
-        above = ((torch.arange(length) + 0.5) * (valid.shape[1] / length)).long()
-        kept = valid.to(input.device)[:, above.to(input.device)]
+        above = ((torch.arange(length, device=input.device) + 0.5) * (valid.shape[1] / length)).long()
+        kept = valid.to(input.device)[:, above]
         by_mask = certain or _looks_so(input, var, kept)
     if not by_mask:
         kept = torch.arange(length, device=input.device) < (length - _constant_ends(input, var))[:, None]

@@ -28,10 +28,11 @@ class Accord:
 
     Args:
         active: Whether there are other processes.
+        model: What this is about, as for :class:`batchnorm.population.ranks.Ranks`.
     """
 
-    def __init__(self, active: bool) -> None:
-        self._group = Group() if active else None
+    def __init__(self, active: bool, model: torch.nn.Module | None) -> None:
+        self._group = Group(model=model) if active else None
 
     def step(self, work: Callable[[], _T]) -> _T:
         """What ``work`` gives here.
@@ -45,7 +46,7 @@ class Accord:
 
         def done() -> Tensor:
             given.append(work())
-            return torch.zeros(1)
+            return torch.zeros(1, device="cpu")
 
         self._group.together(1, done)
         return given[0]
@@ -62,11 +63,15 @@ class Accord:
 
     def any(self, value: bool) -> bool:
         """Whether it is true on any rank."""
-        return value if self._group is None else bool(self._group.gather(torch.tensor([float(value)])).any())
+        return (
+            value if self._group is None else bool(self._group.gather(torch.tensor([float(value)], device="cpu")).any())
+        )
 
 
 def together(
-    paths: Sequence[tuple[str, int]], work: Callable[[Callable[[int], int] | None], Evidence]
+    paths: Sequence[tuple[str, int]],
+    work: Callable[[Callable[[int], int] | None], Evidence],
+    model: torch.nn.Module | None,
 ) -> tuple[Evidence, Ranks | None]:
     """Evidence from this process, and how it compares with that of the others.
 
@@ -77,8 +82,9 @@ def together(
         paths: The norms and their channels, the same on all processes.
         work: Collects the evidence here. It calls what it is given with the number of its batches, and takes so many
             as that gives, the smallest number of any process: a norm that synchronises waits for all of them.
+        model: Whose norms they are.
     """
-    group = Group()
+    group = Group(model=model)
     if group.size == 1:
         return work(None), None
     group.agree("the model", list(paths))
@@ -88,7 +94,9 @@ def together(
         evidence = work(batches.agreed)
         batches.agreed(0)
         layers = {layer.path: layer for layer in evidence.layers}
-        numbers = torch.cat([torch.zeros(1), *(_packed(layers[path], channels) for path, channels in paths)])
+        numbers = torch.cat(
+            [torch.zeros(1, device="cpu"), *(_packed(layers[path], channels) for path, channels in paths)]
+        )
     except BaseException as error:
         if not batches.failed:
             group.fail(error, length if batches.asked else 1)
@@ -107,7 +115,7 @@ class _Batches:
         if self.asked:
             return count
         self.asked = self.failed = True  # what is raised here is raised on all
-        counts = self._group.gather(torch.tensor([float(count)]))[:, 0].tolist()
+        counts = self._group.gather(torch.tensor([float(count)], device="cpu"))[:, 0].tolist()
         if 0 in counts and any(counts):
             raise ArgumentError(
                 f"rank {counts.index(0)} was given no batches, and others were.", "give batches on all or on none."
@@ -121,10 +129,12 @@ def _packed(layer: Layer, channels: int) -> Tensor:
     samples = calls[0].shape[0] if calls and calls[0].shape else 0
     ends = [float(layer.batches_tracked or 0), float(calls[0].values if calls else 0), float(samples)]
     statistics = [
-        layer.tensors[name].double() if name in layer.tensors else torch.zeros(channels, dtype=torch.float64)
+        layer.tensors[name].double()
+        if name in layer.tensors
+        else torch.zeros(channels, dtype=torch.float64, device="cpu")
         for name in ("running_mean", "running_var")
     ]
-    return torch.cat([*statistics, torch.tensor(ends, dtype=torch.float64)])
+    return torch.cat([*statistics, torch.tensor(ends, dtype=torch.float64, device="cpu")])
 
 
 def _compared(group: Group, paths: Sequence[tuple[str, int]], evidence: Evidence, rows: Tensor) -> Ranks:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-import numpy as np
 import torch
+
+from ..surgery.randomness import remembered
 
 __all__ = ["Surroundings"]
 
@@ -26,18 +26,13 @@ class Surroundings:
     """
 
     def __init__(self, batches: object = None) -> None:
-        self._python, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self._restore_random_numbers = remembered()
         self._gradients = torch.is_grad_enabled()
         self._generators = [(each, each.get_state()) for each in _generators(batches)]
 
     def restore(self) -> None:
         """All as it was; also twice."""
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
-        torch.set_rng_state(self._torch)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
+        self._restore_random_numbers()
         for generator, state in self._generators:
             generator.set_state(state)
         torch.set_grad_enabled(self._gradients)

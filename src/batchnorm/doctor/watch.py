@@ -56,7 +56,7 @@ class Watched:
         self.output_moments: tuple[Tensor, Tensor] | None = None
         self.output_high: Tensor | None = None
         # Of each channel's sampled outputs: how many, and how many of them are far from 0.
-        self.sampled, self.far = (torch.zeros(layer.num_features, dtype=torch.int64) for _ in range(2))
+        self.sampled, self.far = (torch.zeros(layer.num_features, dtype=torch.int64, device="cpu") for _ in range(2))
         # Squares of gradients and how many they are: of the output and of the input.
         self.squares: dict[str, tuple[float, int]] = {}
         self.first_sample: list[Tensor] = []
@@ -196,7 +196,8 @@ class Watch:
         if fits:
             count, mean, var = _moments(input, mask)
         else:
-            count, mean, var = torch.tensor(0), torch.full((0,), torch.nan), torch.full((0,), torch.nan)
+            count = torch.zeros((), dtype=torch.int64, device="cpu")
+            mean = var = torch.zeros(0, dtype=torch.float64, device="cpu")
         moved = differ(before, buffers_of(layer))
         by_batch = layer.training or layer.running_mean is None
         if has_own_forward(layer):
@@ -247,9 +248,9 @@ class Watch:
     ) -> None:
         """A sample of the values into the histograms."""
         input, mask, residual = given
-        places = torch.randint(input.numel(), (_SAMPLED,), generator=self._draw)
+        places = torch.randint(input.numel(), (_SAMPLED,), generator=self._draw, device="cpu")
         if input.numel() <= _SAMPLED:
-            places = torch.arange(input.numel())
+            places = torch.arange(input.numel(), device="cpu")
         if mask is not None:
             places = places[mask.reshape(input[:, :1].shape).expand_as(input).take(places.to(mask.device)).cpu()]
         channels = places // max(input[0, 0].numel(), 1) % input.shape[1]
@@ -312,7 +313,8 @@ def _around(values: Tensor) -> Histogram:
     finite = values[values.isfinite()]
     if not len(finite):
         return Histogram(0.0, 1.0, _BINS)
-    low, high = (float(edge) for edge in torch.quantile(finite[:_SAMPLED], torch.tensor([0.001, 0.999]).to(finite)))
+    edges = torch.quantile(finite[:_SAMPLED], finite.new_tensor([0.001, 0.999]))
+    low, high = (float(edge) for edge in edges)
     room = 0.1 * (high - low) or max(abs(low), 1.0) * 0.1
     return Histogram(low - room, high + room, _BINS)
 

@@ -59,8 +59,10 @@ def check_values(
             raise ArgumentError(
                 "momentum=None is the average over all batches, and nothing counts them.", "give num_batches_tracked."
             )
-    elif isinstance(momentum, Tensor) and momentum.dim() != 0:
-        raise ArgumentError(f"momentum has shape {_shape(momentum)}.", "give a number, or a 0-d tensor.")
+    elif isinstance(momentum, Tensor):
+        if momentum.dim() != 0:
+            raise ArgumentError(f"momentum has shape {_shape(momentum)}.", "give a number, or a 0-d tensor.")
+        _check_device("momentum", momentum, input)
     if eps <= 0 and (training or eps < 0):
         # In evaluation the variance is a constant that the user answers for; a batch's can always be 0.
         raise ArgumentError(f"eps must be positive, but is {eps}.", "use 1e-5, or less for data of tiny variance.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..errors import ArgumentError
 
-__all__ = ["Batches", "Forward", "model_input", "moved", "samples_of"]
+__all__ = ["Batches", "Forward", "device_of", "model_input", "moved", "samples_of"]
 
 Forward: TypeAlias = Callable[[torch.nn.Module, Any], object]
 
@@ -137,14 +138,20 @@ def _first_tensor(value: Any) -> Tensor | None:
     return next((tensor for part in parts if (tensor := _first_tensor(part)) is not None), None)
 
 
+def device_of(model: torch.nn.Module) -> torch.device:
+    """That of the model's first parameter, or of its first buffer where it has none; the CPU of one without either."""
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
 def moved(input: Any, model: torch.nn.Module) -> Any:
-    """The tensors of it on the device of the model's first parameter, where they are on the CPU."""
+    """The tensors of it on the model's device (:func:`device_of`), where they are on the CPU."""
     # Loaders give what is in the CPU's memory, wherever the model is.
-    parameter = next(model.parameters(), None)
-    if parameter is None or parameter.device.type == "cpu":
+    device = device_of(model)
+    if device.type == "cpu":
         return input
 
     def move(tensor: Tensor) -> Tensor:
-        return tensor.to(parameter.device, non_blocking=True) if tensor.device.type == "cpu" else tensor
+        return tensor.to(device, non_blocking=True) if tensor.device.type == "cpu" else tensor
 
     return tree_map_only(Tensor, move, dict(input) if isinstance(input, Mapping) else input)

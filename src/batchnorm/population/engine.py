@@ -49,12 +49,12 @@ def retake(
     ``keeps_count``: ``num_batches_tracked`` stays; ``needs_samples``: they must be countable. The rest is as the
     public functions say.
     """
-    ranks = Ranks(process_group)
+    ranks = Ranks(process_group, model)
     prepared: list[tuple[torch.nn.Module, Batches, list[Target]]] = []
 
     def prepare() -> Tensor:
         prepared.append(_prepared(model, batches, max_samples, forward, order))
-        return torch.zeros(1)
+        return torch.zeros(1, device="cpu")
 
     ranks.together(1, prepare)
     inner, feed, targets = prepared[0]
@@ -74,7 +74,7 @@ def retake(
             def finish() -> Tensor:
                 _warn(targets, seen)  # which may raise, so before anything is kept
                 results.append(_written(targets, seen, blend, order, keeps_count))
-                return torch.zeros(1)
+                return torch.zeros(1, device="cpu")
 
             ranks.together(1, finish)  # so that none keeps what another could not write
             evaluating.leave()

@@ -111,7 +111,8 @@ class _Passes:
 
     def totals(self) -> Tensor:
         """Batches and samples of this rank's pass; −1 where samples cannot be counted."""
-        return torch.tensor([self.count, -1 if self.samples is None else self.samples], dtype=torch.float64)
+        samples = -1 if self.samples is None else self.samples
+        return torch.tensor([self.count, samples], dtype=torch.float64, device="cpu")
 
 
 def one_pass(
@@ -269,12 +270,12 @@ def _first_pass(this: _Passes, index_of: dict[Target, int]) -> tuple[list[int], 
                 raise _caught(this.targets[made[0]])
             elif made:
                 raise _other_calls(this.targets[made[0]])
-        return torch.cat([this.totals(), torch.tensor([float(len(made))])])
+        return torch.cat([this.totals(), torch.tensor([float(len(made))], device="cpu")])
 
     rows = this.ranks.together(3, work)
     longest = int(rows[:, 2].max())
-    row = torch.full((longest,), -1.0)
-    row[: len(made)] = torch.tensor(made, dtype=torch.float32)
+    row = torch.full((longest,), -1.0, device="cpu")
+    row[: len(made)] = torch.tensor(made, dtype=torch.float32, device="cpu")
     orders = this.ranks.gather(row)[rows[:, 0] > 0]
     if len(orders) and not bool((orders == orders[0]).all()):
         raise ArgumentError("ranks call the norms in different orders.", 'take order="one-pass".')

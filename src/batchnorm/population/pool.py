@@ -62,7 +62,7 @@ class Pool:
     def packed(self) -> Tensor:
         """The pool as numbers."""
         return torch.cat(
-            [torch.tensor([self.calls, int(self.count)], dtype=torch.float64), self.mean.cpu(), self.var.cpu()]
+            [self.mean.new_tensor([self.calls, int(self.count)], device="cpu"), self.mean.cpu(), self.var.cpu()]
         )
 
     @classmethod

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..errors import ArgumentError, BatchNormError
+from .batches import device_of
 
 __all__ = ["RankError", "Ranks"]
 
@@ -36,6 +37,8 @@ class Ranks:
 
     Args:
         process_group: The group; None for the default one, where ``torch.distributed`` has been initialised.
+        model: What this is about: a group without a CPU (nccl) exchanges from the model's GPU, which need not be the
+            one that torch takes where none is named.
 
     Attributes:
         rank: This process' number in the group.
@@ -46,7 +49,7 @@ class Ranks:
         tensor([[1., 2.]], dtype=torch.float64)
     """
 
-    def __init__(self, process_group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, process_group: dist.ProcessGroup | None = None, model: torch.nn.Module | None = None) -> None:
         in_use = dist.is_available() and dist.is_initialized()
         if process_group is not None and not in_use:
             raise ArgumentError(
@@ -54,6 +57,7 @@ class Ranks:
                 "call torch.distributed.init_process_group first, or leave process_group out.",
             )
         self._group: Any = None
+        self._near = None if model is None else device_of(model)
         self.rank, self.size = 0, 1
         if in_use:
             group = dist.group.WORLD if process_group is None else process_group
@@ -78,7 +82,7 @@ class Ranks:
         It returns: raise the error then.
         """
         if self._group is not None:
-            self._exchange(torch.zeros(length), error)
+            self._exchange(torch.zeros(length, device="cpu"), error)
 
     def together(self, length: int, work: Callable[[], Tensor]) -> Tensor:
         """A :meth:`gather` of the ``length`` numbers that ``work`` gives; if it raises here, all learn of it."""
@@ -91,7 +95,8 @@ class Ranks:
 
     def agree(self, what: str, value: object) -> None:
         """Raises on every rank where ``repr(value)`` is not the same on all (a :meth:`gather` of one number)."""
-        prints = self.gather(torch.tensor([float(zlib.crc32(repr(value).encode()))], dtype=torch.float64))[:, 0]
+        print_ = torch.tensor([float(zlib.crc32(repr(value).encode()))], dtype=torch.float64, device="cpu")
+        prints = self.gather(print_)[:, 0]
         others = (prints != prints[0]).nonzero().flatten().tolist()
         if others:
             raise ArgumentError(
@@ -102,7 +107,7 @@ class Ranks:
         numbers = numbers.detach().to("cpu", torch.float64)
         if self._group is None:
             return numbers.unsqueeze(0)
-        gathered = self._all(torch.cat([torch.tensor([float(error is not None)], dtype=torch.float64), numbers]))
+        gathered = self._all(torch.cat([numbers.new_tensor([float(error is not None)]), numbers]))
         failed = gathered[:, 0].nonzero().flatten().tolist()
         if failed:
             texts = self._all(_encoded("" if error is None else f"{type(error).__name__}: {error}"))
@@ -114,17 +119,26 @@ class Ranks:
         return gathered[:, 1:]
 
     def _all(self, numbers: Tensor) -> Tensor:
-        types = [device.type for device in self._group._device_types]
-        sent = numbers if "cpu" in types else numbers.to(types[0])
+        sent = numbers.to(self._device())
         received = [torch.empty_like(sent) for _ in range(self.size)]
         dist.all_gather(received, sent, group=self._group)
         return torch.stack(received).cpu()
 
+    def _device(self) -> torch.device:
+        """From which the group exchanges numbers."""
+        types = [device.type for device in self._group._device_types]
+        if "cpu" in types:
+            return torch.device("cpu")
+        bound: torch.device | None = self._group.bound_device_id
+        if bound is not None:
+            return bound
+        return self._near if self._near is not None and self._near.type in types else torch.device(types[0])
+
 
 def _encoded(text: str) -> Tensor:
-    codes = torch.zeros(_TEXT, dtype=torch.float64)
+    codes = torch.zeros(_TEXT, dtype=torch.float64, device="cpu")
     data = text.encode()[:_TEXT]
-    codes[: len(data)] = torch.tensor(list(data), dtype=torch.float64)
+    codes[: len(data)] = codes.new_tensor(list(data))
     return codes
 
 

@@ -60,7 +60,7 @@ def recalibrate(
         model: The model, or what ``DistributedDataParallel``, ``DataParallel`` or ``torch.compile`` made of it: then
             the module inside runs.
         batches: Yields tensors, (input, target) pairs, of which the first counts, or dicts of keywords; or one tensor.
-            Tensors on the CPU are moved to the device of the model's first parameter.
+            Tensors on the CPU are moved to the device of the model's first parameter (or buffer).
         max_samples: A pass ends with the batch that reaches this many samples (the size of dimension 0; on each rank).
             The batch is not cut. Layer by layer each pass ends there: a loader that shuffles gives each other samples.
         forward: Called as ``forward(model, batch)``, where the model takes its batches otherwise, for instance under

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..nn._base import Norm
 from ..nn.ghost import GhostNorm
-from ..ops.running import is_recomputation, update_running
+from ..ops.dispatch import running_mover
+from ..ops.running import is_recomputation
 
 __all__ = ["Calls", "Kept", "Sink", "Swap", "remove"]
 
@@ -84,7 +85,8 @@ class Calls:
         # A part has its unbiased variance; of values there have to be two.
         enough = number > (0 if self.are_of_parts else 1)
         # Handed over as of two values: the correction, 2 / (2 - 1), then gives back exactly what is halved here.
-        update_running(self.mean, self.var, self.seen, enough * 2, mean, unbiased / 2, momentum, skip)
+        move = running_mover(mean, direct=True)
+        move(self.mean, self.var, self.seen, enough * 2, mean, unbiased / 2, momentum, skip)
 
     def buffers(self) -> list[Tensor]:
         """The running statistics."""

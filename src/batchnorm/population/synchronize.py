@@ -53,7 +53,7 @@ def synchronize(model: torch.nn.Module, process_group: ProcessGroup | None = Non
         >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
         >>> synchronize(model)  # one process: as it is
     """
-    ranks = Ranks(process_group)
+    ranks = Ranks(process_group, model)
     if ranks.size == 1:
         return
     try:
@@ -72,7 +72,7 @@ def synchronize(model: torch.nn.Module, process_group: ProcessGroup | None = Non
             )
         return
     try:
-        numbers = torch.cat([torch.empty(0, dtype=torch.float64), *(one.packed() for one in own)])
+        numbers = torch.cat([torch.empty(0, dtype=torch.float64, device="cpu"), *(one.packed() for one in own)])
     except BaseException as error:
         ranks.fail(error, sum(one.length for one in own))
         raise
@@ -111,7 +111,7 @@ class _Statistics:
 
     def packed(self) -> Tensor:
         """Mean, variance and count, one after the other."""
-        count = torch.ones(1) if self.count is None else self.count.detach().reshape(1)
+        count = torch.ones(1, device="cpu") if self.count is None else self.count.detach().reshape(1)
         return torch.cat([each.detach().to("cpu", torch.float64) for each in (self.mean, self.var, count)])
 
     def check(self, all_ranks: Tensor) -> None:

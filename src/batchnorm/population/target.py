@@ -77,7 +77,7 @@ class Target:
     def count(self, batches: int) -> None:
         """Sets the number of batches tracked."""
         if self.seen is not None and not getattr(self.layer, "counts_training", False):
-            _write(self.seen, torch.tensor(batches))
+            _write(self.seen, torch.tensor(batches, device="cpu"))
 
     def restore(self) -> None:
         """Everything as it was."""

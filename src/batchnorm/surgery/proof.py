@@ -227,7 +227,7 @@ def results(
         # Before the backward pass: in a checkpoint torch's own norms count a batch twice, which ours do not.
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()} if gradients else {}
         pulled = [output for output in outputs if output.requires_grad and output.is_floating_point()]
-        weights = [torch.randn(output.shape, dtype=torch.float64).to(output) for output in pulled]
+        weights = [torch.randn(output.shape, dtype=torch.float64, device="cpu").to(output) for output in pulled]
         found: dict[str, Tensor] = {}
         if pulled and wanted:
             torch.autograd.backward(pulled, weights)

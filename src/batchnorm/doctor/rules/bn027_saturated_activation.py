@@ -159,7 +159,7 @@ def _flat_ends(activation: Activation) -> tuple[float, float] | None:
     if activation.name in _MEANT:
         return None
     edge = 16.0 + max((abs(each) for each in activation.parameters), default=0.0)
-    z = torch.linspace(-edge, edge, 2**15 + 1, dtype=torch.float64)
+    z = torch.linspace(-edge, edge, 2**15 + 1, dtype=torch.float64, device="cpu")
     slope = activation.derivative(z).abs()
     steep: Any = torch.nonzero(slope >= FLAT * slope.max()).flatten()
     low, high = float(z[steep[0]]), float(z[steep[-1]])
