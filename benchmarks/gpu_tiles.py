@@ -5,6 +5,7 @@ Each changes one thing: the values or the warps of one kernel's tile, or one of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from batchnorm.bench.inputs import draw
 from batchnorm.bench.peers import OURS, Contender, chosen
 from batchnorm.bench.row import Row
 from batchnorm.bench.run import measure
-from batchnorm.ops.triton import tiles
+from batchnorm.ops.triton import passes, tiles
 
 __all__ = ["Candidate", "candidates", "looked_up", "sweep"]
 
@@ -41,18 +42,25 @@ class Candidate:
     def build(self, case: Case, device: str = "cpu") -> Contender:
         """Makes the layer; the change lasts as long as it works."""
         contender = OURS.build(case, device)
-        contender.around = partial(_changed, self.changes)
+        contender.around = partial(_changed, self.changes, _plans())
         return contender
 
 
+def _plans() -> Any:
+    """Memory for what follows from the table: each candidate has its own, and fills it before it is timed."""
+    return functools.lru_cache(None)(passes.Plan)
+
+
 @contextmanager
-def _changed(changes: dict[str, Any]) -> Iterator[None]:
-    before = {name: getattr(tiles, name) for name in changes}
+def _changed(changes: dict[str, Any], plans: Any) -> Iterator[None]:
+    before, remembered = {name: getattr(tiles, name) for name in changes}, passes.plan
     try:
         for name, value in changes.items():
             setattr(tiles, name, value)
+        passes.plan = plans
         yield
     finally:
+        passes.plan = remembered
         for name, value in before.items():
             setattr(tiles, name, value)
 
@@ -94,7 +102,7 @@ class _Watched(dict[str, Any]):
 def looked_up(case: Case, device: str) -> list[str]:
     """The kernels whose tiles the library asks for in one step of a case."""
     watched = _Watched(tiles.TILES)
-    with _changed({"TILES": watched}):
+    with _changed({"TILES": watched}, _plans()):
         OURS.build(case, device).results(draw(case).to(device))
     return list(watched.seen)
 

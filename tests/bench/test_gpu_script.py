@@ -215,7 +215,7 @@ def test_tests_are_counted(gpu, body, status, reason, tmp_path, monkeypatch, cap
         folder.mkdir(parents=True)
         (folder / "test_some_gpu.py").write_text(f"import pytest\n{body}")
     found = gpu.tested(1.0 if body and "sleep" in body else 60.0, ENVIRONMENT)
-    assert (found.case, found.mode, found.status) == (gpu.GPU_TESTS, "tests", status)
+    assert (found.case, found.mode, found.status) == (" ".join(gpu.GPU_TESTS), "tests", status)
     assert found.reason.startswith(reason)
     capsys.readouterr()
 
@@ -293,14 +293,35 @@ def test_a_tile_is_tried_in_its_place_and_the_table_is_as_it_was(monkeypatch):
     assert any(name.startswith("_PROGRAMS=") for name in names)
     assert len(set(names)) == len(names)
     assert module.candidates([], 2) == []
+    described = ((32, 64, 56, 56), (200704, 3136, 56, 1), torch.bfloat16)
+    cuts = {module.passes.plan(*described).cut("normalize")}
     for candidate in found:
         contender = candidate.build(CASES[0])
         with contender.around():
+            cuts.add(module.passes.plan(*described).cut("normalize"))
             changed = {name for name in candidate.changes if getattr(tiles, name) == candidate.changes[name]}
             assert changed == set(candidate.changes)
             if "TILES" in changed:
                 assert {kernel for kernel in before if tiles.TILES[kernel] != before[kernel]} == {"normalize"}
         assert tiles.TILES is before
+    assert len(cuts) > 4  # what follows from the table follows from each candidate's
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rounds", "1"], "no quantiles"),
+        (["--seconds", "nan"], "no time"),
+        (["--seconds", "-5"], "no time"),
+        (["--cases", "nosuch"], "nosuch"),
+        (["--peers", "nosuch"], "nosuch"),
+    ],
+)
+def test_what_means_nothing_is_refused_before_anything_runs(gpu, words, message, tmp_path):
+    path = tmp_path / "rows.csv"
+    with pytest.raises(ArgumentError, match=message):
+        gpu.main(["--device", "cpu", "--csv", str(path), *words])
+    assert not path.exists()
 
 
 def test_the_tiles_that_are_looked_up_are_found(monkeypatch):

@@ -28,7 +28,7 @@ def check(device: str) -> None:
     if device not in DEVICES:
         raise ArgumentError(f"no device is named {device}.", f"use {' or '.join(DEVICES)}.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError("torch sees no GPU on this machine.", "leave out the device, or use another machine.")
+        raise ArgumentError("torch sees no GPU on this machine.", "name the device cpu, or use another machine.")
 
 
 def facts(cuda: Any = torch.cuda) -> dict[str, Any]:
