@@ -25,10 +25,11 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from batchnorm.activation import ACTIVATIONS, Activation
+from batchnorm.activation import Activation
 from batchnorm.ops.bits import bits_size
 from batchnorm.ops.eager import statistics_dtype
-from batchnorm.ops.triton import compute
+from batchnorm.ops.triton import compute, layout
+from batchnorm.ops.triton.passes import plan
 
 __all__ = ["TARGETS", "Case", "launches"]
 
@@ -55,6 +56,7 @@ class Case:
         mask: Whether there is one.
         affine: Whether there are weight and bias.
         buffers: Whether training moves running buffers.
+        wide: Whether every offset takes 64 bits, as those of 2³¹ values do.
         passes: Which functions are called, of those of ``_PASSES``.
     """
 
@@ -66,6 +68,7 @@ class Case:
     mask: bool = False
     affine: bool = True
     buffers: bool = True
+    wide: bool = False
     passes: tuple[str, ...] = ("train", "backward", "normalize")
     tensors: dict[str, Tensor | None] = field(init=False, repr=False, compare=False)
 
@@ -187,6 +190,7 @@ def _compiling(target: str) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
         constants = {name: value for name, value in options.items() if name.isupper()}
         constants = {name: str(value) if name == "ACC" else value for name, value in constants.items()}
         launch = {"kernel": kernel.fn.__name__, "programs": grid[0], "warps": options["num_warps"]}
+        launch["steps"] = dict(zip(kernel.arg_names, arguments, strict=False)).get("steps", 1)
         found.append((code, {**launch, "constants": constants}))
 
     driver.set_active(_NoDevice(target))
@@ -195,6 +199,18 @@ def _compiling(target: str) -> Iterator[list[tuple[Any, dict[str, Any]]]]:
         yield found
     finally:
         JITFunction.run = run
+
+
+@contextmanager
+def _offsets(wide: bool) -> Iterator[None]:
+    from_ = layout._WIDE_FROM
+    layout._WIDE_FROM = 0 if wide else from_
+    plan.cache_clear()
+    try:
+        yield
+    finally:
+        layout._WIDE_FROM = from_
+        plan.cache_clear()
 
 
 def launches(case: Case, target: str, *, loops: bool = False) -> list[dict[str, Any]]:
@@ -208,14 +224,16 @@ def launches(case: Case, target: str, *, loops: bool = False) -> list[dict[str, 
     found = []
     activation = Activation(case.activation)
     for name in case.passes:
-        with _compiling(target) as made:
+        with _compiling(target) as made, _offsets(case.wide):
             _PASSES[name](case, case.tensors, activation)
         for code, launch in made:
             if "amdgcn" in code.asm:
                 uses = of_amd(code.asm["amdgcn"])
             else:
                 uses = of_nvidia(code.asm["ptx"], code.asm["cubin"], loops=loops)
-            found.append({"pass": name, **launch, "shared": code.metadata.shared, **uses})
+            # As they are written: the compiler makes more of them of multiplications and additions.
+            fused = code.asm["ttir"].count("math.fma")
+            found.append({"pass": name, **launch, "shared": code.metadata.shared, "fused": fused, **uses})
     return found
 
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from batchnorm import Activation
 from batchnorm.ops import cpu
-from ops.cpu_cases import ACTIVATIONS, OPS, SETS, computing, draw
-from ops.cpu_checks import check
-from ops.cpu_truth import reference_activation
+from ops.cpu_sets import SETS, computing
+from ops.kernel_cases import ACTIVATIONS, OPS, draw
+from ops.kernel_checks import check
+from ops.kernel_truth import reference_activation
 
 if not cpu.available:
     pytest.skip(cpu.reason, allow_module_level=True)

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from batchnorm import Activation
 from batchnorm.ops import cpu
-from ops.cpu_cases import ACTIVATIONS, OPS, SETS, Case, computing, draw, threads
-from ops.cpu_checks import check
+from ops.cpu_sets import SETS, computing, threads
+from ops.kernel_cases import ACTIVATIONS, OPS, Case, draw
+from ops.kernel_checks import check
 
 if not cpu.available:
     pytest.skip(cpu.reason, allow_module_level=True)

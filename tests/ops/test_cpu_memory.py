@@ -6,11 +6,7 @@ read or written beyond it ends the process. So all of it runs in another one, wh
 
 from __future__ import annotations
 
-import ctypes
 import itertools
-import mmap
-import os
-import subprocess
 import sys
 from typing import Any
 
@@ -19,31 +15,14 @@ import torch
 from torch import Tensor
 
 from batchnorm.ops import cpu
-from ops.cpu_cases import ACTIVATIONS, OPS, SETS, Case, computing, draw
+from ops.cpu_sets import SETS, computing
+from ops.guarded_memory import guarded, in_a_process_of_its_own
+from ops.kernel_cases import ACTIVATIONS, OPS, Case, draw
 
 if not cpu.available:
     pytest.skip(cpu.reason, allow_module_level=True)
 if not sys.platform.startswith("linux"):
     pytest.skip("pages are guarded by Linux's means here", allow_module_level=True)
-
-PAGE = mmap.PAGESIZE
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def guarded(tensor: Tensor, at_end: bool) -> Tensor:
-    """The same values and strides (of a tensor without gaps) between two pages that nobody may touch."""
-    size = tensor.numel() * tensor.element_size()
-    if size == 0:
-        return tensor
-    pages = -(-size // PAGE)
-    memory = mmap.mmap(-1, (pages + 2) * PAGE)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    for page in (0, pages + 1):
-        assert _libc.mprotect(ctypes.c_void_p(start + page * PAGE), ctypes.c_size_t(PAGE), 0) == 0
-    offset = (pages + 1) * PAGE - size if at_end else PAGE
-    flat = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel(), offset=offset)
-    return flat.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
-
 
 # Around whole registers, tiles and bytes of bits; folded and not; more than one block.
 SHAPES = [
@@ -107,9 +86,5 @@ def _exercise(case: Case, at_end: bool) -> None:
 
 
 def test_nothing_outside_is_touched() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    code = "from ops.test_cpu_memory import run; run()"
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    tried = result.stdout.splitlines()
-    assert result.returncode == 0, f"{result.returncode} in {tried[-1:]}\n{result.stderr[-2000:]}"
+    tried = in_a_process_of_its_own("from ops.test_cpu_memory import run; run()")
     assert len(tried) == len(SETS) * len(SHAPES) * 2 * 4 * 2 * 2 * 2

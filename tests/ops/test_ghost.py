@@ -15,7 +15,7 @@ from batchnorm.functional import batch_norm, ghost_batch_norm
 from batchnorm.ops import cpu
 from batchnorm.ops.ghost import part_sizes
 from contract import FORMATS
-from ops.cpu_cases import SETS, computing, threads
+from ops.cpu_sets import SETS, computing, threads
 
 needs_kernels = pytest.mark.skipif(not cpu.available, reason=cpu.reason)
 

@@ -18,6 +18,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ...activation import IDENTITY
 from ...errors import ArgumentError
 
 __all__ = ["availability", "layer_kernels", "operator_kernels"]
@@ -57,15 +58,25 @@ def _serves(index: int) -> tuple[bool, str]:
     if not torch.cuda.is_available():  # nor for a fake tensor of a GPU, on a machine that has none
         built = torch.version.cuda or torch.version.hip
         return False, "torch sees no GPU" if built else f"torch {torch.__version__} was built for no GPU"
+    if index >= torch.cuda.device_count():
+        return False, f"torch sees no GPU {index}"
     name = torch.cuda.get_device_name(index)
     if torch.version.hip is None and torch.cuda.get_device_capability(index) < _OLDEST_CAPABILITY:
         return False, f"{name} is older than what Triton compiles for (compute capability 7.5)"
     try:
         version = importlib.import_module("triton").__version__
-        importlib.import_module(f"{__name__}.kernels")
-    except ImportError as error:
-        return False, f"Triton does not load: {str(error).splitlines()[0]}"
+        _try(torch.device("cuda", index))
+    except Exception as error:  # a compiler that is not there, a folder that cannot be written to, a chip too new
+        return False, f"Triton does not work: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return True, f"Triton {version} on {name}"
+
+
+def _try(device: torch.device) -> None:
+    """One small launch: whether kernels compile here, and are launched, is known by nothing less."""
+    computing = importlib.import_module(f"{__name__}.compute")
+    if not torch.cuda.is_current_stream_capturing():  # a graph would have it in, and may not load what is new
+        ones = torch.ones((1, 1), device=device)
+        computing.normalize(ones, ones[0], ones[0], None, None, None, None, 1e-5, IDENTITY)
 
 
 # By the GPU's index: what layers call, and what operators call. Asked at every call.
@@ -94,5 +105,5 @@ def operator_kernels(input: Tensor) -> ModuleType | None:
 
 
 def availability() -> tuple[bool, str]:
-    """Whether the kernels serve this machine's current GPU, and why, in one line."""
+    """Whether the kernels serve this machine's current GPU, and why, in one line. It starts that GPU."""
     return _serves(torch.cuda.current_device() if torch.cuda.is_available() else 0)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["byte_offsets", "channel_block", "extent", "offsets", "positions", "program"]
+__all__ = ["byte_offsets", "channel_block", "extent", "is_valid", "offsets", "positions", "positions_at", "program"]
 
 
 @triton.jit
@@ -62,34 +62,59 @@ def positions(begin, BLOCK: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constex
 
 
 @triton.jit
-def first_of_sample(p, S, magic, shift, WIDE: tl.constexpr):
-    """⌊p / S⌋; below 2³¹ by a multiplication (``layout.divisor``), since a division is some twenty instructions."""
-    if WIDE:
-        return p // S
+def positions_at(begin, place: tl.constexpr, BLOCK: tl.constexpr, PLACES: tl.constexpr, ROWS: tl.constexpr):
+    """Where all lanes of a tile are at one of their places: in rows a lane's follow one another, a byte of bits."""
+    if ROWS:
+        return positions(begin + place, BLOCK, PLACES, ROWS)
     else:
-        high = tl.umulhi(p.to(tl.uint32), magic.to(tl.uint32, bitcast=True))
-        return ((high + p.to(tl.uint32)) >> shift.to(tl.uint32)).to(tl.int32)
+        return positions(begin + place * BLOCK, BLOCK, 1, ROWS)
+
+
+@triton.jit
+def sample_of(p, S, magic, shift, UNIT: tl.constexpr, WIDE: tl.constexpr):
+    """⌊p / S⌋; below 2³¹ by a multiplication (``layout.divisor``), since a division is some twenty instructions.
+
+    ``UNIT`` divides S, and p first, in view of the compiler: so it sees that runs of ``UNIT`` positions lie in one
+    sample, side by side. What it is told (``tl.max_contiguous``) AMD's loses where it takes sums apart.
+    """
+    if WIDE:
+        return p // UNIT // (S // UNIT)
+    else:
+        run = p.to(tl.uint32) // UNIT
+        # The upper half of the product; of tl.umulhi the compiler does not know that it is the same for a run.
+        high = (run.to(tl.uint64) * magic.to(tl.uint32, bitcast=True).to(tl.uint64)) >> 32
+        return ((high.to(tl.uint32) + run) >> shift.to(tl.uint32)).to(tl.int32)
 
 
 @triton.jit
 def offsets(p, c, C, S, magic, shift, UNIT: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr):
-    """Of each position and channel; ``UNIT`` of the positions lie side by side, from a multiple of it on."""
+    """Of each position and channel."""
     if ROWS:
-        return p * C + c  # that these lie side by side the compiler sees itself
+        return p * C + c
     else:
-        at = p + first_of_sample(p, S, magic, shift, WIDE) * ((C - 1) * S) + c * S
-        if UNIT > 1:
-            # Said of the sum itself: said of what a function was handed, it is lost without a word.
-            at = tl.max_contiguous(tl.multiple_of(at, UNIT), UNIT)
-        return at
+        return p + sample_of(p, S, magic, shift, UNIT, WIDE) * ((C - 1) * S) + c * S
+
+
+@triton.jit
+def is_valid(mask, p, there, x, UNIT: tl.constexpr, ROWS: tl.constexpr):
+    """Of positions that are ``there``, what the mask says.
+
+    A thread is to have as many of its bytes side by side as it has values of ``x``, and not the 16 that it could: the
+    compiler would move values between threads, through shared memory.
+    """
+    if ROWS:
+        at = tl.max_contiguous(mask + p, (1, 1))
+    else:
+        TOGETHER: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
+        at = tl.max_contiguous(mask + p, UNIT if UNIT < TOGETHER else TOGETHER)
+    return tl.load(at, mask=there, other=0) != 0
 
 
 @triton.jit
 def byte_offsets(group, c, C, M, x, ROWS: tl.constexpr):
     """Of the bytes, each with the bits of eight positions: in planes a channel's lie together, in rows a group's.
 
-    In rows a thread is to have as many bytes side by side as it has values of ``x``, and not the 16 it could: the
-    compiler would shuffle values between threads, through shared memory.
+    In rows a thread is to have as many side by side as it has values of ``x``, as in :func:`is_valid`.
     """
     if ROWS:
         TOGETHER: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth

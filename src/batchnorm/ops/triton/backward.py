@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ...activation import Activation
 from .. import eager
+from ..bits import bits_size
 from .gradients import finish_sums, input_gradient, partial_sums
 from .launch import launch
 from .passes import Pass, activation_constants
@@ -120,6 +122,10 @@ class _Gradients:
         self.grad_output = grad_output
         # dz is dy: there is nothing to compute.
         self.same = activation.name == "identity" and mask is None and grad_output.dtype == input.dtype
+        if bits is not None and (
+            bits.dtype != torch.uint8 or bits.numel() != bits_size(input) or bits.device != input.device
+        ):
+            raise RuntimeError(f"batchnorm: these bits are not of this input: {bits.dtype}, {bits.numel()} of them.")
         self.bits = bits
         self.tensors = (
             self.pass_.ordered(grad_output),
@@ -148,6 +154,7 @@ class _Gradients:
         self, cut: Cut, count: Tensor | None, wants_input: bool, wants_residual: bool
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         """All gradients in one launch."""
+        _check_count(count)
         here = self.pass_
         dx, dz = self._results(wants_input, wants_residual)
         sums = here.new_vector(), here.new_vector()
@@ -158,16 +165,18 @@ class _Gradients:
     def sums(self) -> tuple[Tensor, Tensor]:
         """Σdz and Σdz·x̂."""
         here, channels = self.pass_, self.pass_.walk.channels
-        part = here.plan.cut("partial_sums", self.bits is not None)
+        part = here.plan.cut("partial_sums")
         parts = here.new_parts(part.slices), here.new_parts(part.slices)
         programs = part.slices * part.blocks(channels)
         numbers = (*here.walk.extent, part.steps)
         tensors = (*self.tensors, *parts)
-        here.launch(partial_sums, programs, part, tensors, numbers, **self.layer, STRIDE=part.stride)
+        here.launch(partial_sums, programs, part, tensors, numbers, **self.layer, PLACES=part.places)
         sums = here.new_vector(), here.new_vector()
         constants = {"SLICES": power_of_two(part.slices), "CHANNELS": FINISH.values}
         programs, sizes = -(-channels // FINISH.values), (channels, part.slices)
-        launch(finish_sums, programs, here.given, (*parts, *sums), sizes, FINISH.warps, constants, here.plan.known)
+        launch(
+            finish_sums, programs, here.given, (*parts, *sums), sizes, FINISH.warps, constants, None, here.plan.known
+        )
         return sums
 
     def input(
@@ -181,12 +190,18 @@ class _Gradients:
         """The gradients of input and residual from the sums; without all of these, of evaluation."""
         if count is None or sum_dz is None or sum_dz_standardized is None:
             count = sum_dz = sum_dz_standardized = None
+        _check_count(count)
         here = self.pass_
         dx, dz = self._results(wants_input, wants_residual)
         if dx is not None or dz is not None:
-            piece = here.plan.cut("input_gradient", self.bits is not None)
+            piece = here.plan.cut("input_gradient")
             programs = piece.slices * piece.blocks(here.walk.channels)
             tensors = (*self.tensors, count, *here.statistics(sum_dz, sum_dz_standardized), dx, dz)
-            constants = {**self.layer, "STRIDE": piece.stride}
+            constants = {**self.layer, "PLACES": piece.places}
             here.launch(input_gradient, programs, piece, tensors, here.walk.extent, **constants)
         return self._finished(dx, dz, wants_residual)
+
+
+def _check_count(count: Tensor | None) -> None:
+    if count is not None and (count.dtype != torch.int64 or count.numel() != 1):
+        raise RuntimeError(f"batchnorm: the count is {count.dtype} of shape {tuple(count.shape)}.")

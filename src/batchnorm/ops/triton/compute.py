@@ -67,20 +67,30 @@ def _moments(here: Pass, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     found = here.new_count(), here.new_vector(dtype), here.new_vector(dtype)
     whole = plan.fits_whole("whole_forward")
     if whole is not None:
-        tensors = (here.input, None, here.mask, None, None, None, None, *found)
+        whole_tensors = (here.input, None, here.mask, None, None, None, None, *found)
         nothing = activation_constants(IDENTITY, 0.0)
-        here.launch(whole_forward, whole.blocks(channels), whole, tensors, here.walk.extent, **nothing)
+        here.launch(whole_forward, whole.blocks(channels), whole, whole_tensors, here.walk.extent, **nothing)
         return found
     part = plan.cut("partial_moments")
     counts = None if here.mask is None else here.new_parts(part.slices)
-    parts = (here.input, here.mask, counts, here.new_parts(part.slices), here.new_parts(part.slices))
-    numbers = (*here.walk.extent, part.steps)
+    parts = (counts, *(here.new_parts(part.slices) for _ in range(3)))
+    tensors, numbers = (here.input, here.mask, *parts), (*here.walk.extent, part.steps)
     guard = here.mask is not None or here.walk.positions % part.size != 0
-    here.launch(partial_moments, part.slices * part.blocks(channels), part, parts, numbers, GUARD=guard)
+    constants = {"GUARD": guard, "PLACES": part.places}
+    here.launch(partial_moments, part.slices * part.blocks(channels), part, tensors, numbers, **constants)
     sizes = (*here.walk.extent, part.slices, part.size)
     programs = -(-channels // FINISH.values)
-    constants = {**plan.constants, "SLICES": power_of_two(part.slices), "CHANNELS": FINISH.values}
-    launch(finish_moments, programs, here.given, (*parts, *found), sizes, FINISH.warps, constants, plan.known)
+    launch(
+        finish_moments,
+        programs,
+        here.given,
+        (*parts, *found),
+        sizes,
+        FINISH.warps,
+        {"SLICES": power_of_two(part.slices), "CHANNELS": FINISH.values},
+        plan.constants,
+        plan.known,
+    )
     return found
 
 
@@ -133,13 +143,13 @@ def _normalize(
     layer: dict[str, Any],
 ) -> Tensor:
     output = here.new_tensor()
-    piece = here.plan.cut("normalize", bits is not None)
+    piece = here.plan.cut("normalize")
     tiles = piece.slices * piece.blocks(here.walk.channels)
     moved, momentum, constants = NO_MOVE if move is None else (move.tensors, move.momentum, move.constants)
     tensors = (here.input, residual, here.mask, *vectors, output, bits, *moved)
     numbers = (*momentum, *here.walk.extent, tiles)
     programs = tiles + (move is not None)
-    here.launch(normalize_kernel, programs, piece, tensors, numbers, **constants, **layer, STRIDE=piece.stride)
+    here.launch(normalize_kernel, programs, piece, tensors, numbers, **constants, **layer, PLACES=piece.places)
     return here.result(output)
 
 
@@ -182,7 +192,7 @@ def train(
         buffers_or_none = (None, None, None) if buffers is None else buffers
         settings = (momentum, skip_nonfinite, eps, activation, keep_bits)
         return eager.train(input, weight, bias, residual, mask, *buffers_or_none, *settings)
-    if mask is None and input.numel() == input.shape[1]:
+    if mask is None and input.dim() > 1 and input.numel() == input.shape[1]:
         raise RuntimeError(f"batchnorm: one value a channel in training, of shape {tuple(input.shape)}.")
     if is_recomputation():
         buffers = None
@@ -209,8 +219,6 @@ def _train(
     residual = here.ordered_or_none(residual)
     if buffers is not None:
         here.statistics(*buffers[:2])
-        if buffers[2] is not None and buffers[2].device != here.device:
-            raise RuntimeError(f"batchnorm: num_batches_tracked is on {buffers[2].device}.")
     bits = torch.empty(bits_size(input), dtype=torch.uint8, device=here.device) if keep_bits else None
     kept = no_bits(input) if bits is None else bits
     whole = here.plan.fits_whole("whole_forward")

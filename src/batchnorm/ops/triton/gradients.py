@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .addresses import byte_offsets, channel_block, extent, offsets, positions, program
+from .addresses import byte_offsets, channel_block, extent, is_valid, offsets, positions, positions_at, program
 from .elements import coefficients, derivative, is_on, passed, total, unpacked
 
 __all__ = ["finish_sums", "gradient_of_preactivation", "input_gradient", "partial_sums", "through_statistics"]
@@ -68,9 +68,9 @@ def partial_sums(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
     CHANNELS: tl.constexpr,
-    STRIDE: tl.constexpr,
+    PLACES: tl.constexpr,
 ):
-    """Σdz and Σdz·x̂ of a slice of ``steps·BLOCK·STRIDE`` positions, (slices, C); slices as in ``partial_moments``."""
+    """Σdz and Σdz·x̂ of a slice of ``steps·BLOCK·PLACES`` positions, (slices, C); slices as in ``partial_moments``."""
     C, S, M = extent(samples, channels, space, UNIT, ROWS, WIDE)
     block, part = program(C, CHANNELS, WIDE)
     c, within = channel_block(block, C, CHANNELS, ROWS)
@@ -82,13 +82,13 @@ def partial_sums(
         sum_dz = tl.zeros((BLOCK,), ACC)
         sum_dz_standardized = tl.zeros((BLOCK,), ACC)
     for step in range(steps):
-        begin = (part * steps + step) * (BLOCK * STRIDE)
-        if bits is not None:
-            group = positions(begin // 8, BLOCK * STRIDE // 8, 1, ROWS)
+        begin = (part * steps + step) * (BLOCK * PLACES)
+        if bits is not None and ROWS:
+            group = positions(begin // 8, BLOCK, 1, ROWS)
             byte_at = byte_offsets(group, c, C, M, x, ROWS)
             bytes = tl.load(bits + byte_at, mask=(group * 8 < M) & within, other=0)
-        for place in tl.static_range(STRIDE):
-            p = positions(begin + place, BLOCK, STRIDE, ROWS)
+        for place in tl.static_range(PLACES):
+            p = positions_at(begin, place, BLOCK, PLACES, ROWS)
             there = p < M
             at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
             centred = tl.load(x + at, mask=there & within, other=0.0).to(ACC) - m
@@ -98,14 +98,17 @@ def partial_sums(
                 added = tl.load(residual + at, mask=there & within, other=0.0).to(ACC)
             on = None
             if bits is not None:
-                if STRIDE == 8:
+                if ROWS:
                     on = ((bytes.to(tl.int32) >> place) & 1) != 0
                 else:
+                    group = positions((begin + place * BLOCK) // 8, BLOCK // 8, 1, ROWS)
+                    byte_at = byte_offsets(group, c, C, M, x, ROWS)
+                    bytes = tl.load(bits + byte_at, mask=(group * 8 < M) & within, other=0)
                     on = unpacked(bytes, BLOCK, CHANNELS, ROWS)
             dz = gradient_of_preactivation(gradient, centred, added, on, scale, move_by, ACT, P0, P1)
             standardized = centred * invstd
             if mask is not None:
-                there = tl.load(mask + p, mask=there, other=0) != 0
+                there = is_valid(mask, p, there, x, UNIT, ROWS)
                 dz = tl.where(there, dz, 0.0)
                 standardized = tl.where(there, standardized, 0.0)
             sum_dz += dz
@@ -167,7 +170,7 @@ def input_gradient(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
     CHANNELS: tl.constexpr,
-    STRIDE: tl.constexpr,
+    PLACES: tl.constexpr,
 ):
     """The gradients of input and residual, each where it is asked for; without sums, those of evaluation."""
     C, S, M = extent(samples, channels, space, UNIT, ROWS, WIDE)
@@ -178,13 +181,13 @@ def input_gradient(
         first = tl.load(sum_dz + c, mask=within, other=0.0).to(ACC)
         second = tl.load(sum_dz_standardized + c, mask=within, other=0.0).to(ACC)
         by_dz, by_centred, constant = through_statistics(tl.load(count), first, second, invstd, scale)
-    begin = tile * (BLOCK * STRIDE)
-    if bits is not None:
-        group = positions(begin // 8, BLOCK * STRIDE // 8, 1, ROWS)
+    begin = tile * (BLOCK * PLACES)
+    if bits is not None and ROWS:
+        group = positions(begin // 8, BLOCK, 1, ROWS)
         byte_at = byte_offsets(group, c, C, M, x, ROWS)
         bytes = tl.load(bits + byte_at, mask=(group * 8 < M) & within, other=0)
-    for place in tl.static_range(STRIDE):
-        p = positions(begin + place, BLOCK, STRIDE, ROWS)
+    for place in tl.static_range(PLACES):
+        p = positions_at(begin, place, BLOCK, PLACES, ROWS)
         there = p < M
         at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
         centred = tl.load(x + at, mask=there & within, other=0.0).to(ACC) - m
@@ -194,13 +197,16 @@ def input_gradient(
             added = tl.load(residual + at, mask=there & within, other=0.0).to(ACC)
         on = None
         if bits is not None:
-            if STRIDE == 8:
+            if ROWS:
                 on = ((bytes.to(tl.int32) >> place) & 1) != 0
             else:
+                group = positions((begin + place * BLOCK) // 8, BLOCK // 8, 1, ROWS)
+                byte_at = byte_offsets(group, c, C, M, x, ROWS)
+                bytes = tl.load(bits + byte_at, mask=(group * 8 < M) & within, other=0)
                 on = unpacked(bytes, BLOCK, CHANNELS, ROWS)
         dz = gradient_of_preactivation(gradient, centred, added, on, scale, move_by, ACT, P0, P1)
         if mask is not None:
-            valid = tl.load(mask + p, mask=there, other=0) != 0
+            valid = is_valid(mask, p, there, x, UNIT, ROWS)
             dz = tl.where(valid, dz, 0.0)
         if dresidual is not None:
             tl.store(dresidual + at, dz.to(dresidual.dtype.element_ty), mask=there & within)

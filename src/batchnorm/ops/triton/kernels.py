@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...activation import Activation
-from .. import ranks
+from .. import ranks, running
 from .. import schema as _schema  # noqa: F401  (defines the operators)
 from . import compute
 
@@ -33,9 +33,14 @@ _OPS = torch.ops.batchnorm
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _is_watched(input: Tensor) -> bool:
+def _is_watched(*tensors: Tensor | None) -> bool:
+    for tensor in tensors:
+        if tensor is not None and type(tensor) not in _PLAIN:
+            return True
     return (
-        type(input) not in _PLAIN or torch._C._len_torch_dispatch_stack() > 0 or torch._C._autograd._profiler_enabled()
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._autograd._profiler_enabled()
     )
 
 
@@ -51,7 +56,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As :func:`eager.forward`."""
     layer = (input, weight, bias, residual, mask, eps)
-    if _is_watched(input):
+    if _is_watched(*layer[:5]):
         found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
         found = _OPS.forward(*layer, activation.name, activation.parameters, keep_bits)
         return found
@@ -76,7 +81,7 @@ def train(
     """As :func:`eager.train`."""
     buffers = (running_mean, running_var, num_batches_tracked, momentum, skip_nonfinite)
     layer = (input, weight, bias, residual, mask, *buffers, eps)
-    if _is_watched(input):
+    if _is_watched(input, weight, bias, residual, mask, running_mean, running_var, num_batches_tracked):
         found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
         found = _OPS.train(*layer, activation.name, activation.parameters, keep_bits)
         return found
@@ -96,7 +101,7 @@ def normalize(
 ) -> Tensor:
     """As :func:`eager.normalize`."""
     layer = (input, mean, var, weight, bias, residual, mask, eps)
-    if _is_watched(input):
+    if _is_watched(*layer[:7]):
         found: Tensor = _OPS.normalize(*layer, activation.name, activation.parameters)
         return found
     return compute.normalize(*layer, activation)
@@ -135,7 +140,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """As :func:`eager.backward`."""
     layer = (grad_output, input, mean, var, weight, bias, residual, mask, bits, count, eps)
-    if _is_watched(grad_output) or _is_watched(input):
+    if _is_watched(*layer[:10]):
         found = _OPS.backward(*layer, activation.name, activation.parameters, wanted)
         return tuple(gradient if want else None for gradient, want in zip(found, wanted, strict=True))  # type: ignore[return-value]
     return compute.backward(*layer, activation, wanted)
@@ -153,7 +158,10 @@ def update_running(
 ) -> None:
     """As :func:`batchnorm.ops.running.update_running`."""
     buffers = (running_mean, running_var, num_batches_tracked)
-    if _is_watched(mean):
+    if running_mean.requires_grad or running_var.requires_grad:
+        # Torch has to see that such a buffer is written to, and refuse.
+        running.update_running(*buffers, count, mean, var, momentum, skip_nonfinite)
+    elif _is_watched(*buffers, mean, var):
         if isinstance(count, int):
             count = torch.full((), count, dtype=torch.int64, device=mean.device)
         _OPS.update_running(*buffers, count, mean, var, momentum, skip_nonfinite)

@@ -37,36 +37,39 @@ def launch(
     numbers: Sequence[float],
     warps: int,
     constants: dict[str, Any],
+    common: dict[str, Any] | None = None,
     known: Known | None = None,
 ) -> None:
     """Have ``programs`` of them computed on the device of ``on``, in its current stream.
 
     Args:
-        kernel: Takes ``tensors``, ``numbers`` and ``constants``, in this order.
+        kernel: Takes ``tensors``, ``numbers``, and ``constants`` and ``common`` in an order of its own.
         programs: How many.
         on: A tensor on the device.
         tensors: Memory, or None.
         numbers: Passed at each launch.
         warps: Of a program.
         constants: Compiled in, by name.
-        known: Of launches with the same numbers, but for floats.
+        common: As ``constants``, where they are the same for all launches of the kernel that ``known`` has.
+        known: Of launches whose ``numbers`` and ``warps`` are the same for each kernel, but for floats.
     """
     index = on.get_device()
     if index >= 0 and index != torch.cuda.current_device():
         with torch.cuda.device(index):
-            return launch(kernel, programs, on, tensors, numbers, warps, constants, known)
-    if known is None or not _is_direct:
-        kernel[(programs,)](*tensors, *numbers, num_warps=warps, **constants)
-        return None
-    kinds = [None if tensor is None else (tensor.dtype, tensor.data_ptr() % _ALIGNED == 0) for tensor in tensors]
-    key = (kernel, index, warps, *constants.values(), *kinds)
-    found = known.get(key)
-    if found is not None:
-        compiled, in_order = found
-        compiled[(programs, 1, 1)](*tensors, *numbers, *in_order)
-        return None
+            return launch(kernel, programs, on, tensors, numbers, warps, constants, common, known)
+    key: tuple[Any, ...] = ()
+    if known is not None and _is_direct:
+        kinds = [None if tensor is None else (tensor.dtype, tensor.data_ptr() % _ALIGNED == 0) for tensor in tensors]
+        # By its identity, which is the module's: Triton takes longer for a kernel's hash than a launch may take.
+        key = (id(kernel), index, *constants.values(), *kinds)
+        found = known.get(key)
+        if found is not None:
+            compiled, in_order = found
+            compiled[(programs, 1, 1)](*tensors, *numbers, *in_order)
+            return None
+    constants = constants if common is None else {**common, **constants}
     compiled = kernel[(programs,)](*tensors, *numbers, num_warps=warps, **constants)
-    if compiled is not None:  # the interpreter compiles nothing
+    if known is not None and _is_direct and compiled is not None:  # the interpreter compiles nothing
         names = kernel.arg_names[len(tensors) + len(numbers) :]
         known[key] = compiled, tuple(constants[name] for name in names)
     return None

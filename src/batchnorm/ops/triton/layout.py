@@ -89,6 +89,6 @@ def walk(shape: Sequence[int], strides: Sequence[int]) -> Walk:
     wide = values >= _WIDE_FROM
     unit = math.gcd(channels if rows else space, _LONGEST_RUN)
     # Rows divide nothing, and 64 bits by plain division: numbers for neither, or each would be a program of its own.
-    magic, shift = (0, 0) if rows or wide else divisor(space)
+    magic, shift = (0, 0) if rows or wide else divisor(space // unit)
     sides = (channels // unit, space) if rows else (channels, space // unit)
     return Walk(rows, wide, unit, channels, samples * space, (samples, *sides, magic, shift))

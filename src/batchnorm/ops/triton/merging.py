@@ -45,4 +45,4 @@ def merge_parts(parts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tens
 
 def _launch(kernel: Any, tensors: tuple[Tensor, ...], numbers: tuple[int, int], known: Known) -> None:
     programs = -(-numbers[1] // _CHANNELS)
-    launch(kernel, programs, tensors[0], tensors, numbers, _WARPS, {"BLOCK": _CHANNELS}, known)
+    launch(kernel, programs, tensors[0], tensors, numbers, _WARPS, {"BLOCK": _CHANNELS}, None, known)

@@ -1,6 +1,7 @@
 """Mean and variance of every channel, in two launches: of each slice of a channel, then of the slices together.
 
-Slices depend on the shape alone, and are merged in one order: the same bits every time, without atomics.
+Slices depend on the shape alone, and are merged by Chan's formula in one order: the same bits every time, without
+atomics.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -10,30 +11,45 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .addresses import channel_block, extent, offsets, positions, program
-from .elements import total
+from .addresses import channel_block, extent, is_valid, offsets, positions, positions_at, program
+from .elements import number_of, total
 
 __all__ = ["finish_moments", "partial_moments"]
 
 
 @triton.jit
-def valid_value(x, mask, p, c, within, C, S, magic, shift, ROWS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr):
-    value = tl.load(x + offsets(p, c, C, S, magic, shift, 1, ROWS, WIDE), mask=within, other=0.0).to(ACC)
+def reference_of(
+    x,
+    mask,
+    begin,
+    end,
+    c,
+    within,
+    C,
+    S,
+    magic,
+    shift,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The mean of the first ``BLOCK`` positions of a slice, or of the first so many among which are valid ones."""
+    p = positions(begin, BLOCK, 1, ROWS)
     if mask is not None:
-        value = tl.where(tl.load(mask + p) != 0, value, 0.0)
-    return value
-
-
-@triton.jit
-def origin_of(x, mask, c, within, C, S, M, magic, shift, ROWS: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr):
-    """What is subtracted before anything is summed: the median of three values, so that no outlier is it.
-
-    Beside a large mean a small spread would be lost in the roundings of sums. Padding counts as 0.
-    """
-    first = valid_value(x, mask, M * 0, c, within, C, S, magic, shift, ROWS, WIDE, ACC)
-    second = valid_value(x, mask, M // 2, c, within, C, S, magic, shift, ROWS, WIDE, ACC)
-    third = valid_value(x, mask, M - 1, c, within, C, S, magic, shift, ROWS, WIDE, ACC)
-    middle = tl.maximum(tl.minimum(first, second), tl.minimum(tl.maximum(first, second), third))
+        valid = is_valid(mask, p, p < end, x, UNIT, ROWS)
+        n = number_of(valid, ROWS)
+        while (n == 0) & (begin < end):
+            begin += BLOCK
+            p = positions(begin, BLOCK, 1, ROWS)
+            valid = is_valid(mask, p, p < end, x, UNIT, ROWS)
+            n = number_of(valid, ROWS)
+    else:
+        valid = p < end
+        n = tl.minimum(end - begin, BLOCK)
+    at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
+    middle = total(tl.load(x + at, mask=valid & within, other=0.0).to(ACC), ROWS) / tl.maximum(n, 1).to(ACC)
     # Neither infinities nor what would overflow in a difference.
     return tl.where(tl.abs(middle) < 1e30, middle, 0.0)
 
@@ -43,6 +59,7 @@ def partial_moments(
     x,
     mask,
     counts,
+    references,
     means,
     squares,
     samples,
@@ -58,62 +75,64 @@ def partial_moments(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
     CHANNELS: tl.constexpr,
+    PLACES: tl.constexpr,
 ):
-    """Welford's update in every lane of a tile that walks over a slice, then the lanes merged by Chan's formula.
+    """Moments of a slice of ``steps·BLOCK·PLACES`` positions, from the sums of distances and of their squares.
 
-    ``counts`` (with a mask), ``means`` and ``squares``, (slices, C): how many values, their mean less the origin, and
-    the sum of their squared distances from it. ``GUARD`` says that there are slices that are not whole.
+    The distances are those from the mean of the slice's first ``BLOCK`` values, its reference. These are part of the
+    slice, so its variance is no less than what their share of it makes of the distance between the two means: what
+    cancels in Σd² − (Σd)²/n is bounded by how many times as long the slice is, whatever the values. Welford's update
+    in every lane would not cancel at all, at twice the instructions a value and many times as many a lane.
+
+    All are (slices, C): ``counts`` (with a mask), ``references``, ``means`` less these, and ``squares``, the sum of
+    squared distances from the mean. ``GUARD`` says that there are slices that are not whole.
     """
     C, S, M = extent(samples, channels, space, UNIT, ROWS, WIDE)
     block, part = program(C, CHANNELS, WIDE)
     c, within = channel_block(block, C, CHANNELS, ROWS)
-    origin = origin_of(x, mask, c, within, C, S, M, magic, shift, ROWS, WIDE, ACC)
-    begin = part * steps * BLOCK
+    begin = part * steps * (BLOCK * PLACES)
+    end = tl.minimum(begin + steps * (BLOCK * PLACES), M)
+    reference = reference_of(x, mask, begin, end, c, within, C, S, magic, shift, UNIT, ROWS, WIDE, ACC, BLOCK)
     if ROWS:
-        mean = tl.zeros((BLOCK, CHANNELS), ACC)
+        sum = tl.zeros((BLOCK, CHANNELS), ACC)
         square = tl.zeros((BLOCK, CHANNELS), ACC)
-        count = tl.zeros((BLOCK, 1), ACC)
+        count = tl.zeros((BLOCK, 1), tl.int32)
     else:
-        mean = tl.zeros((BLOCK,), ACC)
+        sum = tl.zeros((BLOCK,), ACC)
         square = tl.zeros((BLOCK,), ACC)
-        count = tl.zeros((BLOCK,), ACC)
+        count = tl.zeros((BLOCK,), tl.int32)
     for step in range(steps):
-        p = positions(begin + step * BLOCK, BLOCK, 1, ROWS)
-        there = p < M
-        at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
-        value = tl.load(x + at, mask=there & within, other=0.0).to(ACC) - origin
-        if mask is not None:
-            there = tl.load(mask + p, mask=there, other=0) != 0
-            value = tl.where(there, value, 0.0)
-            count += there.to(ACC)
-            share = 1.0 / tl.maximum(count, 1.0)
-        else:
-            share = 1.0 / tl.cast(step + 1, ACC)
-        delta = value - mean
-        if GUARD:
-            delta = tl.where(there, delta, 0.0)
-        mean += delta * share
-        square += delta * (value - mean)
-    if mask is None:
-        # A lane's values end where the batch does, somewhere in the slice.
-        left = M - positions(begin, BLOCK, 1, ROWS)
-        count = tl.minimum(tl.maximum(tl.cdiv(left, BLOCK), 0), steps).to(ACC)
-    n = total(count, ROWS)
-    share = count / tl.maximum(n, 1.0)
-    of_slice = total(mean * share, ROWS)
-    distance = tl.where(count > 0.0, mean - of_slice, 0.0)
+        for place in tl.static_range(PLACES):
+            p = positions_at(begin + step * (BLOCK * PLACES), place, BLOCK, PLACES, ROWS)
+            there = p < M
+            at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
+            distance = tl.load(x + at, mask=there & within, other=0.0).to(ACC) - reference
+            if mask is not None:
+                there = is_valid(mask, p, there, x, UNIT, ROWS)
+                count += there.to(tl.int32)
+            if GUARD:
+                distance = tl.where(there, distance, 0.0)
+            sum += distance
+            square = tl.fma(distance, distance, square)
+    n = number_of(count, ROWS) if mask is not None else end - begin
+    of_slice = total(sum, ROWS)
+    mean = of_slice / tl.maximum(n, 1).to(ACC)
+    squared = total(square, ROWS)
+    # Where the squares alone overflow, so does the variance; from a difference of infinities it would be NaN.
+    overflows = (squared == float("inf")) & (tl.abs(of_slice) < float("inf"))
+    rest = squared - tl.where(overflows, 0.0, of_slice * mean)
     at = part * C + c
-    tl.store(means + at, of_slice, mask=within)
-    tl.store(squares + at, total(square + count * distance * distance, ROWS), mask=within)
+    tl.store(references + at, reference, mask=within)
+    tl.store(means + at, mean, mask=within)
+    tl.store(squares + at, tl.where(rest < 0.0, 0.0, rest), mask=within)
     if mask is not None:
-        tl.store(counts + at, n, mask=within)
+        tl.store(counts + at, tl.where(within, n, 0).to(ACC), mask=within)
 
 
 @triton.jit(do_not_specialize=["magic", "shift"])
 def finish_moments(
-    x,
-    mask,
     counts,
+    references,
     means,
     squares,
     count_out,
@@ -134,33 +153,36 @@ def finish_moments(
     CHANNELS: tl.constexpr,
 ):
     """All slices of a block of channels, each of ``size`` positions: ``count`` () int64, ``mean`` and ``var`` (C,)."""
-    C, S, M = extent(samples, channels, space, UNIT, ROWS, WIDE)
+    C, _, M = extent(samples, channels, space, UNIT, ROWS, WIDE)
     c, within = channel_block(tl.program_id(0), C, CHANNELS, True)
     part = tl.cast(tl.arange(0, SLICES)[:, None], M.dtype)
     there = (part < slices) & within
     at = part * C + c
-    if mask is not None:
+    if counts is not None:
         n = tl.load(counts + at, mask=there, other=0.0)
     else:
         n = tl.where(there, tl.minimum(tl.maximum(M - part * size, 0), size), 0).to(ACC)
-    mean = tl.load(means + at, mask=there, other=0.0)
     square = tl.load(squares + at, mask=there, other=0.0)
+    reference = tl.load(references + at, mask=there, other=0.0)
+    # Means count from one of the references: beside a large one a small spread would be lost in the roundings of sums.
+    origin = tl.max(tl.where(n > 0.0, reference, float("-inf")), 0, keep_dims=True)
+    origin = tl.where(origin > float("-inf"), origin, 0.0)
+    mean = tl.where(n > 0.0, (reference - origin) + tl.load(means + at, mask=there, other=0.0), 0.0)
     every = tl.sum(n, 0, keep_dims=True)
     share = n / tl.maximum(every, 1.0)
     middle = tl.sum(mean * share, 0, keep_dims=True)
     # Twice: means that are large and near each other lose in a sum what their distances still hold.
     distance = tl.where(n > 0.0, mean - middle, 0.0)
     correction = tl.sum(distance * share, 0, keep_dims=True)
-    middle += correction
+    middle += tl.where(tl.abs(correction) < float("inf"), correction, 0.0)  # an infinite mean stays so
     distance = tl.where(n > 0.0, mean - middle, 0.0)
     var = tl.sum(square + n * distance * distance, 0, keep_dims=True) / tl.maximum(every, 1.0)
-    origin = origin_of(x, mask, c, within, C, S, M, magic, shift, ROWS, WIDE, ACC)
     OUT: tl.constexpr = mean_out.dtype.element_ty
     whole = origin.to(OUT) + middle.to(OUT)
     tl.store(mean_out + c, tl.where(every > 0.0, whole, 0.0), mask=within)
     tl.store(var_out + c, var.to(OUT), mask=within)
     if tl.program_id(0) == 0:
-        if mask is not None:
+        if counts is not None:
             first = tl.load(counts + tl.arange(0, SLICES) * C, mask=tl.arange(0, SLICES) < slices, other=0.0)
             tl.store(count_out, tl.sum(first.to(tl.int64), 0))
         else:

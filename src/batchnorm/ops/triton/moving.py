@@ -45,9 +45,13 @@ class Move:
         self._buffers = [running_mean, running_var]
         if num_batches_tracked is not None:
             self._buffers.append(num_batches_tracked)
+        for buffer, shape in zip(self._buffers, (running_mean.shape, running_mean.shape, ()), strict=False):
+            if buffer.device != count.device or buffer.shape != shape or 0 in buffer.stride():
+                described = f"shape {tuple(buffer.shape)}, strides {buffer.stride()}, on {buffer.device}"
+                raise RuntimeError(f"batchnorm: a running buffer of {described} cannot be moved.")
         torch.autograd.graph.increment_version(self._buffers)
         # A vector with gaps is moved in a copy.
-        self._written = [buffer.contiguous() for buffer in self._buffers]
+        self._written = [buffer.resolve_neg().contiguous() for buffer in self._buffers]
         nothing = (None,) if num_batches_tracked is None else ()
         self.tensors = (*self._written, *nothing, count)
         self._of_tensor = momentum if isinstance(momentum, Tensor) else None
@@ -62,8 +66,12 @@ class Move:
 
     def launch(self, mean: Tensor, var: Tensor, known: Known | None = None) -> None:
         """Move them in a launch of their own; elsewhere one of another kernel's programs does."""
+        for statistic in (mean, var):
+            if statistic.shape != self._buffers[0].shape or statistic.device != self._buffers[0].device:
+                described = f"shape {tuple(statistic.shape)} on {statistic.device}"
+                raise RuntimeError(f"batchnorm: a statistic of {described} does not go with the running buffers.")
         tensors = (*self.tensors, mean.contiguous(), var.contiguous(), self._of_tensor)
-        launch(move_running, 1, mean, tensors, (*self.momentum, self._channels), _WARPS, self.constants, known)
+        launch(move_running, 1, mean, tensors, (*self.momentum, self._channels), _WARPS, self.constants, None, known)
 
     def finish(self) -> None:
         """Write back what was moved in a copy."""

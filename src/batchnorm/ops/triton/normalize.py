@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .addresses import byte_offsets, channel_block, extent, offsets, positions, program
+from .addresses import byte_offsets, channel_block, extent, is_valid, offsets, positions, positions_at, program
 from .elements import activated, coefficients, is_on, packed, preactivation
 from .running import move
 
@@ -50,12 +50,9 @@ def normalize(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
     CHANNELS: tl.constexpr,
-    STRIDE: tl.constexpr,
+    PLACES: tl.constexpr,
 ):
-    """A program has ``BLOCK·STRIDE`` positions of a block of channels; one more moves the running buffers, if any.
-
-    With ``STRIDE`` 8 (rows with bits) a lane has eight positions one after the other, and makes their byte itself.
-    """
+    """A program has ``BLOCK·PLACES`` positions of a block of channels; one more moves the running buffers, if any."""
     C, S, M = extent(samples, channels, space, UNIT, ROWS, WIDE)
     if running_mean is not None:
         if tl.program_id(0) == tiles:
@@ -78,27 +75,27 @@ def normalize(
     block, tile = program(C, CHANNELS, WIDE)
     c, within = channel_block(block, C, CHANNELS, ROWS)
     m, _, scale, move_by = coefficients(mean, var, weight, bias, c, within, EPS, ACC)
-    begin = tile * (BLOCK * STRIDE)
+    begin = tile * (BLOCK * PLACES)
     if ROWS:
         byte = tl.zeros((BLOCK, CHANNELS), tl.int32)
-    for place in tl.static_range(STRIDE):
-        p = positions(begin + place, BLOCK, STRIDE, ROWS)
+    for place in tl.static_range(PLACES):
+        p = positions_at(begin, place, BLOCK, PLACES, ROWS)
         there = p < M
         at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
         z = preactivation(tl.load(x + at, mask=there & within, other=0.0).to(ACC), m, scale, move_by)
         if residual is not None:
             z += tl.load(residual + at, mask=there & within, other=0.0).to(ACC)
         if bits is not None:
-            if STRIDE == 8:
+            if ROWS:
                 byte |= is_on(z, ACT, P0, P1).to(tl.int32) << place
             else:
-                group = positions(begin // 8, BLOCK // 8, 1, ROWS)
+                group = positions((begin + place * BLOCK) // 8, BLOCK // 8, 1, ROWS)
                 some = packed(is_on(z, ACT, P0, P1), BLOCK, CHANNELS, ROWS)
                 tl.store(bits + byte_offsets(group, c, C, M, x, ROWS), some, mask=(group * 8 < M) & within)
         y = activated(z, ACT, P0, P1)
         if mask is not None:
-            y = tl.where(tl.load(mask + p, mask=there, other=0) != 0, y, 0.0)
+            y = tl.where(is_valid(mask, p, there, x, UNIT, ROWS), y, 0.0)
         tl.store(output + at, y.to(output.dtype.element_ty), mask=there & within)
-    if bits is not None and STRIDE == 8:
+    if bits is not None and ROWS:
         group = positions(begin // 8, BLOCK, 1, ROWS)
         tl.store(bits + byte_offsets(group, c, C, M, x, ROWS), byte.to(tl.uint8), mask=(group * 8 < M) & within)

@@ -27,6 +27,7 @@ class Plan:
         lies: Whether it lies in that order, and is no copy.
         dtype: Of the statistics.
         constants: What is compiled into the kernels.
+        common: The same with the sizes of a kernel's tiles, by its name.
         known: The launches that there have been.
     """
 
@@ -42,16 +43,16 @@ class Plan:
             "WIDE": self.walk.wide,
             "ACC": ACCUMULATE[self.dtype],
         }
+        self.common: dict[str, dict[str, Any]] = {}
         self.known: Known = {}
-        self._cuts: dict[tuple[str, bool], Cut] = {}
+        self._cuts: dict[str, Cut] = {}
         self._whole: dict[str, Cut | None] = {}
 
-    def cut(self, kernel: str, bits: bool = False) -> Cut:
+    def cut(self, kernel: str) -> Cut:
         """How ``kernel`` shares the walk."""
-        found = self._cuts.get((kernel, bits))
-        if found is None:
-            found = self._cuts[kernel, bits] = cut(kernel, self.walk, self.itemsize, bits)
-        return found
+        if kernel not in self._cuts:
+            self._cuts[kernel] = cut(kernel, self.walk, self.itemsize)
+        return self._cuts[kernel]
 
     def fits_whole(self, kernel: str) -> Cut | None:
         """How ``kernel`` has all positions in one tile, or None."""
@@ -93,8 +94,9 @@ class Pass:
 
     def ordered(self, tensor: Tensor) -> Tensor:
         """``tensor``, of the input's shape, in the walk's order."""
-        if tensor.shape != self.shape or tensor.device != self.device:
-            raise RuntimeError(f"batchnorm: shape {tuple(tensor.shape)} on {tensor.device}, not the input's.")
+        if tensor.shape != self.shape or tensor.dtype != self.given.dtype or tensor.device != self.device:
+            described = f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+            raise RuntimeError(f"batchnorm: a tensor is {described}, which the input is not.")
         if tensor.is_neg():
             tensor = tensor.resolve_neg()
         if self.plan.lies and tensor.stride() == self.plan.strides:
@@ -153,8 +155,10 @@ class Pass:
     ) -> None:
         """One launch of a kernel that walks over the input."""
         plan = self.plan
-        constants = {**plan.constants, "BLOCK": cut.block, "CHANNELS": cut.channels, **constants}
-        launch(kernel, programs, self.given, tensors, numbers, cut.warps, constants, plan.known)
+        common = plan.common.get(kernel.__name__)
+        if common is None:
+            common = plan.common[kernel.__name__] = {**plan.constants, "BLOCK": cut.block, "CHANNELS": cut.channels}
+        launch(kernel, programs, self.given, tensors, numbers, cut.warps, constants, common, plan.known)
 
 
 @functools.lru_cache(256)

@@ -43,7 +43,8 @@ def move(
     ``momentum_tensor`` has it where it is a tensor, and with ``CUMULATIVE`` it is one over the number of batches, this
     one included.
     """
-    DOUBLE: tl.constexpr = running_var.dtype.element_ty == tl.float64
+    OF_MEAN: tl.constexpr = running_mean.dtype.element_ty == tl.float64
+    DOUBLE: tl.constexpr = OF_MEAN or running_var.dtype.element_ty == tl.float64
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     n = tl.load(count)
     moves = n > 1

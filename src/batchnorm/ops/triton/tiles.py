@@ -28,7 +28,7 @@ class Tile:
     """One row of the table.
 
     Attributes:
-        values: Of a tile, over all its lanes. Those of a program whose channels stay on the chip: at most so many.
+        values: Of a tile, over all its lanes and their places. Where channels stay on the chip: at most so many.
         warps: Of 32 threads, a program. (ROCm's have 64.)
     """
 
@@ -36,25 +36,57 @@ class Tile:
     warps: int
 
 
-# By kernel and bytes a value.
+# By kernel and bytes a value. Beside each row what the compiler makes of it for compute capability 9.0, with relu, in both
+# walks, without a residual and with one and bits: registers a thread, programs resident on one processor, instructions a
+# value, of benchmarks/gpu_compiled.csv. No row spills. These are counts: no GPU has timed the table.
 TILES: Mapping[str, Mapping[int, Tile]] = {
-    "partial_moments": {2: Tile(4096, 8), 4: Tile(2048, 8), 8: Tile(1024, 8)},
-    "normalize": {2: Tile(4096, 8), 4: Tile(2048, 8), 8: Tile(1024, 8)},
-    "partial_sums": {2: Tile(2048, 8), 4: Tile(2048, 8), 8: Tile(1024, 8)},
-    "input_gradient": {2: Tile(2048, 8), 4: Tile(2048, 8), 8: Tile(1024, 8)},
-    "whole_forward": {2: Tile(16384, 16), 4: Tile(16384, 16), 8: Tile(8192, 16)},
-    "whole_backward": {2: Tile(16384, 16), 4: Tile(16384, 16), 8: Tile(4096, 16)},
+    "partial_moments": {
+        2: Tile(8192, 4),  # 40 to 55 registers, 9 to 12 resident, 7.9 to 9.1 instructions
+        4: Tile(4096, 4),  # 39 to 48, 10 to 12, 8.1 to 9.6
+        8: Tile(2048, 4),  # 48 to 60, 8 to 10, 14.1 to 16.3
+    },
+    "normalize": {
+        2: Tile(8192, 4),  # 32 to 56, 9 to 16, 7.0 to 17.2
+        4: Tile(4096, 4),  # 32 to 40, 12 to 16, 9.1 to 21.9
+        8: Tile(2048, 4),  # 32 to 40, 12 to 16, 20.4 to 38.8
+    },
+    "partial_sums": {
+        2: Tile(8192, 4),  # 48 to 96, 5 to 10, 10.4 to 14.1
+        4: Tile(4096, 4),  # 40 to 96, 5 to 12, 12.3 to 14.9
+        8: Tile(2048, 4),  # 40 to 64, 8 to 12, 19.9 to 26.0
+    },
+    "input_gradient": {
+        2: Tile(8192, 4),  # 32 to 72, 7 to 16, 10.4 to 18.6
+        4: Tile(4096, 4),  # 32 to 48, 10 to 16, 15.0 to 17.5; one register is put aside with bits in rows
+        8: Tile(2048, 4),  # 40 to 56, 9 to 12, 26.9 to 35.5
+    },
+    # Twice as many values spill, or leave one program a processor, which loads, then sums, then stores.
+    "whole_forward": {
+        2: Tile(8192, 8),  # 94 to 108, 2, 26.0 to 51.7
+        4: Tile(8192, 8),  # 122 to 128, 2, 27.9 to 43.8
+        8: Tile(4096, 8),  # 103 to 108, 2, 54.2 to 69.6
+    },
+    "whole_backward": {
+        2: Tile(8192, 8),  # 80 to 127, 2 to 3, 20.7 to 33.2
+        4: Tile(8192, 8),  # 106 to 121, 2, 19.5 to 22.9
+        8: Tile(4096, 8),  # 114 to 122, 2, 33.4 to 44.2
+    },
 }
 
+# Positions of a lane: what is computed once a channel serves so many values, as many loads are on their way at once,
+# and in rows they make a byte of bits, which has 8.
+_PLACES = 8
 # Neighbouring channels of a tile of rows: 128 bytes, a line of the cache.
 _ROW_BYTES = 128
 # … and the fewest, 32 bytes, a sector: what memory moves at the least.
 _SECTOR_BYTES = 32
-# Programs that sums are cut into: four for each processor of an H200 (132).
-_PROGRAMS = 512
-_MOST_SLICES = 512  # what is merged by one program must fit into its registers
-FINISH = Tile(8, 4)  # channels (a sector of float32) of a program that merges slices
+# Programs that sums are cut into, at the least: eight for each processor of an H200 (132).
+_PROGRAMS = 1024
+_MOST_STEPS = 4  # of a slice: what cancels in the sums of moments is bounded by its length
+_MOST_SLICES = 512  # what is merged by one program must fit into its registers; long slices where these do not do
+FINISH = Tile(8, 8)  # channels (a sector of float32) of a program that merges slices
 _FEWEST_LANES = 16
+_LOAD_BYTES = 16  # what a thread loads at once
 _THREADS = 32
 
 
@@ -63,9 +95,9 @@ class Cut:
     """How one kernel's programs share a walk.
 
     Attributes:
-        block: Positions of a tile.
+        block: Lanes of a tile.
         channels: Channels of a tile.
-        stride: Positions of a lane that lie one after the other: 8 where it makes a byte of bits, else 1.
+        places: Positions of a lane.
         steps: Tiles of a slice.
         slices: Slices of a channel.
         warps: Of a program.
@@ -73,7 +105,7 @@ class Cut:
 
     block: int
     channels: int
-    stride: int
+    places: int
     steps: int
     slices: int
     warps: int
@@ -85,26 +117,26 @@ class Cut:
     @property
     def size(self) -> int:
         """Positions of a slice."""
-        return self.block * self.stride * self.steps
+        return self.block * self.places * self.steps
 
 
-def cut(kernel: str, walk: Walk, itemsize: int, bits: bool = False) -> Cut:
+def cut(kernel: str, walk: Walk, itemsize: int) -> Cut:
     """How ``kernel``, one that is not ``whole``, shares a walk over values of ``itemsize`` bytes.
 
-    A kernel that sums gets slices of several tiles, so that a channel block has about as many programs as the chip
-    takes; the others get slices of one.
+    A kernel that sums gets slices of several tiles, where there are programs enough; the others get slices of one.
     """
     tile = TILES[kernel][itemsize]
-    stride = 8 if bits and walk.rows else 1
     channels = min(_ROW_BYTES // itemsize, power_of_two(walk.channels)) if walk.rows else 1
-    # Not more lanes than there are positions, but whole bytes of bits.
-    lanes = max(min(tile.values // channels, power_of_two(-(-walk.positions // stride))), _FEWEST_LANES)
-    tiles = -(-walk.positions // (lanes * stride))
+    # Not more lanes than there are positions for, but whole bytes of bits.
+    most = tile.values // (channels * _PLACES)
+    lanes = max(min(most, power_of_two(-(-walk.positions // _PLACES))), _FEWEST_LANES)
+    tiles = -(-walk.positions // (lanes * _PLACES))
     steps = 1
     if kernel.startswith("partial"):
-        blocks = -(-walk.channels // channels)
-        steps = max(1, -(-tiles // max(1, min(_MOST_SLICES, _PROGRAMS // blocks))))
-    return Cut(lanes, channels, stride, steps, -(-tiles // steps), _warps(tile, lanes * channels))
+        enough = max(_PROGRAMS // -(-walk.channels // channels), -(-tiles // _MOST_STEPS), 1)
+        steps = -(-tiles // min(enough, _MOST_SLICES))
+    warps = min(tile.warps, power_of_two(lanes * channels * itemsize) // (_LOAD_BYTES * _THREADS))
+    return Cut(lanes, channels, _PLACES, steps, -(-tiles // steps), max(1, warps))
 
 
 def fits_whole(kernel: str, walk: Walk, itemsize: int) -> Cut | None:
@@ -114,9 +146,5 @@ def fits_whole(kernel: str, walk: Walk, itemsize: int) -> Cut | None:
     fewest = min(_SECTOR_BYTES // itemsize, power_of_two(walk.channels)) if walk.rows else 1
     if lanes * fewest > tile.values:
         return None
-    return Cut(lanes, fewest, 1, 1, 1, _warps(tile, lanes * fewest))
-
-
-def _warps(tile: Tile, values: int) -> int:
-    """No more than have four values a thread: what is small is quickest with few."""
-    return max(1, min(tile.warps, power_of_two(values) // (4 * _THREADS)))
+    # No more warps than have four values a thread: what is small is quickest with few.
+    return Cut(lanes, fewest, 1, 1, 1, max(1, min(tile.warps, lanes * fewest // (4 * _THREADS))))

@@ -7,10 +7,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .addresses import byte_offsets, channel_block, extent, offsets, positions
-from .elements import activated, coefficients, inverse_std, is_on, packed, preactivation, total, unpacked
+from .addresses import byte_offsets, channel_block, extent, is_valid, offsets, positions
+from .elements import activated, coefficients, inverse_std, is_on, number_of, packed, preactivation, total, unpacked
 from .gradients import gradient_of_preactivation, through_statistics
-from .moments import origin_of
 
 __all__ = ["whole_backward", "whole_forward"]
 
@@ -52,22 +51,20 @@ def whole_forward(
     value = tl.load(x + at, mask=there & within, other=0.0).to(ACC)
     valid = there
     if mask is not None:
-        valid = tl.load(mask + p, mask=there, other=0) != 0
-        n = tl.sum(tl.sum(valid.to(tl.int32), 0), 0) if ROWS else tl.sum(valid.to(tl.int32), 0)
+        valid = is_valid(mask, p, there, x, UNIT, ROWS)
+        n = number_of(valid, ROWS)
     else:
         n = M
     values = tl.maximum(n, 1).to(ACC)
-    origin = origin_of(x, mask, c, within, C, S, M, magic, shift, ROWS, WIDE, ACC)
-    distance = tl.where(valid, value - origin, 0.0)
-    near = total(distance, ROWS) / values
-    distance = tl.where(valid, distance - near, 0.0)
+    near = total(tl.where(valid, value, 0.0), ROWS) / values
+    distance = tl.where(valid, value - near, 0.0)
     # The mean's own rounding, found on the distances from it, is taken out of both.
     correction = total(distance, ROWS) / values
-    near += correction
+    correction = tl.where(tl.abs(correction) < float("inf"), correction, 0.0)  # an infinite mean stays so
     distance = tl.where(valid, distance - correction, 0.0)
     var = total(distance * distance, ROWS) / values
     OUT: tl.constexpr = mean_out.dtype.element_ty
-    mean = tl.where(n > 0, origin.to(OUT) + near.to(OUT), 0.0)
+    mean = near.to(OUT) + correction.to(OUT)
     tl.store(mean_out + c, mean, mask=within)
     tl.store(var_out + c, var.to(OUT), mask=within)
     if tl.program_id(0) == 0:
@@ -146,7 +143,7 @@ def whole_backward(
     standardized = centred * invstd
     valid = there
     if mask is not None:
-        valid = tl.load(mask + p, mask=there, other=0) != 0
+        valid = is_valid(mask, p, there, x, UNIT, ROWS)
         dz = tl.where(valid, dz, 0.0)
         standardized = tl.where(valid, standardized, 0.0)
     if dresidual is not None:

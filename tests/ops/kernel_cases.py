@@ -1,48 +1,21 @@
-"""Cases for the compiled kernels: what goes in, for whom, and in how many threads."""
+"""Cases for compiled kernels, the CPU's and the GPU's: what goes in, on which device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from batchnorm import Activation
-from batchnorm.ops import cpu
 from contract import FORMATS
 
 OPS = torch.ops.batchnorm
-
-if cpu.available:
-    from batchnorm.ops.cpu import _kernels
-
-    SETS: tuple[str, ...] = _kernels.instruction_sets()
-else:
-    SETS = ()
-
-
-@contextmanager
-def computing(instruction_set: str) -> Iterator[None]:
-    """Have this instruction set compute in here."""
-    before = _kernels.instruction_set()
-    _kernels.use(instruction_set)
-    try:
-        yield
-    finally:
-        _kernels.use(before)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Have torch compute in this many threads in here."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 # Parameters that are nobody's defaults; the second leaky_relu goes down on both sides of 0.
@@ -72,7 +45,7 @@ FORMATS_AND_EXPANDED: dict[str, Callable[[Tensor], Tensor]] = {**FORMATS, "expan
 
 def strided(vector: Tensor | None) -> Tensor | None:
     """The same vector with a gap after each value."""
-    return None if vector is None else torch.stack([vector, torch.full_like(vector, 1e6)], -1)[..., 0]
+    return None if vector is None else torch.stack([vector, torch.full_like(vector, 1e4)], -1)[..., 0]
 
 
 @dataclass
@@ -111,42 +84,50 @@ def draw(
     mask: str | None = None,
     activation: Activation = ACTIVATIONS[0],
     seed: int = 0,
+    device: str = "cpu",
 ) -> Case:
-    """A case by its description: the formats of input, gradient and residual, and a mask by the name of its kind."""
-    generator = torch.Generator().manual_seed(seed)
+    """A case by its description: the formats of input, gradient and residual, and a mask by the name of its kind.
+
+    Parameters are float32 for half-precision input; those of ``affine="own"`` have the input's dtype.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
+        return torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
 
     def pick(values: tuple[float, ...]) -> Tensor:
-        chosen = torch.randint(len(values), (shape[1],), generator=generator)
-        return torch.tensor(values, dtype=torch.float64)[chosen].view(1, -1, *[1] * (len(shape) - 2))
+        chosen = torch.randint(len(values), (shape[1],), generator=generator, device="cpu")
+        return torch.tensor(values, dtype=torch.float64, device="cpu")[chosen].view(1, -1, *[1] * (len(shape) - 2))
+
+    def there(values: Tensor, format: str) -> Tensor:
+        return FORMATS_AND_EXPANDED[format](values.to(device, dtype))
 
     x = pick((0.0, 3.0, -50.0)) + pick((1.0, 0.1, 10.0)) * normal(*shape)
-    parameters = torch.float64 if dtype == torch.float64 else torch.float32
-    weight, bias = (normal(shape[1]).to(parameters) for _ in range(2))
+    parameters = dtype if affine == "own" or dtype == torch.float64 else torch.float32
+    weight, bias = (normal(shape[1]).to(device, parameters) for _ in range(2))
     return Case(
-        FORMATS_AND_EXPANDED[format](x.to(dtype)),
-        FORMATS_AND_EXPANDED[grad_format or format](normal(*shape).to(dtype)),
-        None if residual is None else FORMATS_AND_EXPANDED[residual](normal(*shape).to(dtype)),
-        {"both": weight, "weight": weight, "strided": strided(weight)}.get(affine),
-        {"both": bias, "bias": bias, "strided": strided(bias)}.get(affine),
-        None if mask is None else _mask(mask, (shape[0], *shape[2:]), generator),
+        there(x, format),
+        there(normal(*shape), grad_format or format),
+        None if residual is None else there(normal(*shape), residual),
+        {"both": weight, "own": weight, "weight": weight, "strided": strided(weight)}.get(affine),
+        {"both": bias, "own": bias, "bias": bias, "strided": strided(bias)}.get(affine),
+        None if mask is None else _mask(mask, (shape[0], *shape[2:]), generator).to(device),
         activation,
     )
 
 
+AFFINE = ("both", "own", "weight", "bias", "none", "strided")
 MASKS = ("random", "runs", "sample", "one", "all", "none")
 
 
 def _mask(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    mask = torch.ones(shape, dtype=torch.bool)
+    mask = torch.ones(shape, dtype=torch.bool, device="cpu")
     if kind == "random":
-        return torch.rand(shape, generator=generator) < 0.6
+        return torch.rand(shape, generator=generator, device="cpu") < 0.6
     if kind == "runs":  # as padded sequences have them: valid up to a length of its own
         rows = mask.view(shape[0], -1)
-        lengths = torch.randint(rows.shape[1] + 1, (shape[0], 1), generator=generator)
-        return (torch.arange(rows.shape[1]) < lengths).view(shape)
+        lengths = torch.randint(rows.shape[1] + 1, (shape[0], 1), generator=generator, device="cpu")
+        return (torch.arange(rows.shape[1], device="cpu") < lengths).view(shape)
     if kind == "sample":
         mask[0] = False
     elif kind == "one":
@@ -155,3 +136,29 @@ def _mask(kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tens
     elif kind == "none":
         mask[:] = False
     return mask
+
+
+@st.composite
+def descriptions(
+    draw_from: st.DrawFn,
+    spatial: list[tuple[int, ...]],
+    channels: int = 70,
+    samples: int = 70,
+    most: int = 20_000,
+) -> tuple[Any, ...]:
+    """What :func:`draw` takes, of so many values at most: short enough to read where an example fails."""
+    channels = draw_from(st.integers(1, channels))
+    size = draw_from(st.sampled_from(spatial))
+    samples = draw_from(st.integers(1, max(1, min(samples, most // (channels * math.prod(size))))))
+    formats = st.sampled_from(list(FORMATS_AND_EXPANDED))
+    return (
+        (samples, channels, *size),
+        draw_from(st.sampled_from(DTYPES)),
+        draw_from(formats),
+        draw_from(formats),
+        draw_from(st.none() | formats),
+        draw_from(st.sampled_from(AFFINE)),
+        draw_from(st.none() | st.sampled_from(MASKS)),
+        draw_from(st.sampled_from(ACTIVATIONS)),
+        draw_from(st.integers(0, 2**20)),
+    )

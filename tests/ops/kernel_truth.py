@@ -1,4 +1,4 @@
-"""What is true of a case of the compiled kernels, and how far off each number may be."""
+"""What is true of a case, and how far off each number may be."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from batchnorm import Activation, reference
-from ops.cpu_cases import Case
+from ops.kernel_cases import Case
+from tolerance import double
 
 Array: TypeAlias = np.ndarray
 
@@ -23,7 +24,7 @@ class Bounded:
     error: Array
 
     def check(self, what: str, found: Tensor) -> None:
-        result = found.detach().double().numpy()
+        result = double(found)
         assert result.shape == self.value.shape, f"{what}: {result.shape}, expected {self.value.shape}"
         off = np.abs(result - self.value)
         bad = ~(off <= self.error)
@@ -79,12 +80,12 @@ def expected(case: Case, mean: Tensor | None = None, var: Tensor | None = None) 
     training = mean is None
     dtype = case.input.dtype
     u = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    x, dy = (t.double().numpy() for t in (case.input, case.grad_output))
-    mask = None if case.mask is None else case.mask.numpy()
+    x, dy = double(case.input), double(case.grad_output)
+    mask = None if case.mask is None else case.mask.cpu().numpy()
     channels = x.shape[1]
-    weight = np.ones(channels) if case.weight is None else case.weight.double().numpy()
-    bias = np.zeros(channels) if case.bias is None else case.bias.double().numpy()
-    residual = np.zeros_like(x) if case.residual is None else case.residual.double().numpy()
+    weight = np.ones(channels) if case.weight is None else double(case.weight)
+    bias = np.zeros(channels) if case.bias is None else double(case.bias)
+    residual = np.zeros_like(x) if case.residual is None else double(case.residual)
     arguments: dict[str, Any] = {
         "residual": residual,
         "mask": mask,
@@ -99,7 +100,7 @@ def expected(case: Case, mean: Tensor | None = None, var: Tensor | None = None) 
     else:
         assert mean is not None
         assert var is not None
-        means, variances = mean.double().numpy(), var.double().numpy()
+        means, variances = double(mean), double(var)
         output, saved = reference.forward_evaluation(x, means, variances, weight, bias, **arguments)
         found = reference.backward_evaluation(dy, saved)
         count = saved.count
