@@ -221,3 +221,20 @@ def test_gradients_have_the_parameters_dtype() -> None:
             x = X.to(torch.bfloat16 if dtype == torch.float32 else dtype).requires_grad_()
             found = torch.autograd.grad(layer(x).sin().sum(), (x, layer.weight, layer.bias))
             assert [gradient.dtype for gradient in found] == [x.dtype, dtype, dtype]
+
+
+@pytest.mark.parametrize("layer", ["BatchNormAct2d", "GhostBatchNorm2d", "FrozenBatchNorm2d"])
+def test_hooks_on_saved_tensors_may_give_another_layout_back(layer: str) -> None:
+    """As torch's ``save_on_cpu(pin_memory=True)`` does: bits lie as the input did when they were made."""
+    norm = getattr(batchnorm, layer)(8, activation="relu")
+    x, residual, v = (torch.randn(6, 8, 5, 5).to(memory_format=torch.channels_last) for _ in range(3))
+
+    def gradients(pack: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        inputs = [x.clone().requires_grad_(), residual.clone().requires_grad_()]
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda packed: packed):
+            y = norm(inputs[0], residual=inputs[1])
+        return torch.autograd.grad(y, inputs, v)
+
+    contiguous = gradients(lambda kept: kept.clone(memory_format=torch.contiguous_format))
+    for found, expected in zip(contiguous, gradients(lambda kept: kept), strict=True):
+        torch.testing.assert_close(found, expected)

@@ -102,13 +102,13 @@ RANDOM: dict[str, Any] = {
 }
 
 
-@settings(max_examples=12, **RANDOM)
+@settings(max_examples=8, **RANDOM)
 @given(description=descriptions(SPATIAL, channels=12, samples=40, most=3_000))
 def test_every_operator_whole(description: tuple[Any, ...]) -> None:
     check(draw(*description), brief=True)
 
 
-@settings(max_examples=8, **RANDOM)
+@settings(max_examples=6, **RANDOM)
 @given(description=descriptions(SPATIAL, channels=4, samples=40, most=1_000))
 def test_every_operator_split(description: tuple[Any, ...]) -> None:
     with split():
@@ -144,12 +144,14 @@ def test_each_activation_in_each_dtype(where: str, dtype: torch.dtype, activatio
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_each_mask(mask: str) -> None:
-    """One time in planes, one in rows."""
-    for (shape, format), activation in zip(SHAPES.values(), (RELU, SILU), strict=False):
+    for where, activation in (("planes", RELU), ("rows", SILU)):
+        shape, format = SHAPES[where]
         case = draw(shape, torch.float32, format, residual=format, mask=mask, activation=activation)
-        check(case, brief=True)
-        with split():
-            check_once(case)
+        if (where == "rows") == (MASKS.index(mask) % 2 == 0):
+            check(case, brief=True)
+        else:
+            with split():
+                check_once(case)
 
 
 @pytest.mark.parametrize("format", list(FORMATS_AND_EXPANDED))
@@ -194,12 +196,12 @@ def test_split_is_whole_up_to_rounding(where: str) -> None:
 @by_shape
 def test_offsets_of_64_bits_are_those_of_32(where: str, cut: str) -> None:
     shape, format = SHAPES[where]
-    for mask in (None, "runs"):
-        case = draw(shape, torch.float32, format, residual=format, mask=mask, activation=RELU)
-        narrow = checks.results(case)
-        with wide():
-            assert passes.plan(case.input.shape, case.input.stride(), case.input.dtype).walk.wide
-            checks.assert_same_bits(checks.results(case), narrow)
+    mask = "runs" if cut == "whole" else None
+    case = draw(shape, torch.float32, format, residual=format, mask=mask, activation=RELU)
+    narrow = checks.results(case)
+    with wide():
+        assert passes.plan(case.input.shape, case.input.stride(), case.input.dtype).walk.wide
+        checks.assert_same_bits(checks.results(case), narrow)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
@@ -237,12 +239,17 @@ ADVERSARIAL: dict[str, Callable[[], Tensor]] = {
 }
 
 
+# Where there is nothing to cancel, or nothing to merge.
+ONLY_WHOLE = ("standard normal", "scale 1e15", "two values a channel", "two values a channel, spatial", "37 channels")
+
+
 @pytest.mark.parametrize("name", ADVERSARIAL)
 def test_adversarial_inputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(accuracy.CASES, name, ADVERSARIAL[name])
     checks.check_accuracy(name, torch.float32, "cpu")
-    with split():
-        checks.check_accuracy(name, torch.float32, "cpu", draws=1)
+    if name not in ONLY_WHOLE:
+        with split(programs=1024):  # few values a slice, as sums of so few have them
+            checks.check_accuracy(name, torch.float32, "cpu", draws=1)
 
 
 @pytest.mark.parametrize("format", ["contiguous", "channels-last"])
@@ -253,11 +260,12 @@ def test_padding_hides_no_spread(format: str, cut: str) -> None:
 # --- what is not finite ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
-def test_as_in_torch(activation: Activation, training: bool) -> None:
+def test_as_in_torch(activation: Activation) -> None:
     shapes = ((3, 2, 3, 3), "contiguous"), ((20, 3), "contiguous")
-    kernel_nonfinite.check_as_in_torch(activation, training, shapes, places=(17,))
+    place = ACTIVATIONS.index(activation)
+    kernel_nonfinite.check_as_in_torch(activation, True, shapes[place % 2 :][:1], places=(17,))
+    kernel_nonfinite.check_as_in_torch(activation, False, shapes[1 - place % 2 :][:1], places=(17,))
 
 
 def test_every_place_is_seen(cut: str) -> None:
@@ -266,9 +274,11 @@ def test_every_place_is_seen(cut: str) -> None:
 
 
 @pytest.mark.parametrize("bad", kernel_nonfinite.BAD, ids=str)
-def test_the_buffers_keep_out_what_is_not_finite(bad: float, cut: str) -> None:
+def test_the_buffers_keep_out_what_is_not_finite(bad: float) -> None:
     kernel_nonfinite.check_buffers_keep_out(bad, (4, 5, 7, 7), channels=(0, 4))
-    kernel_nonfinite.check_variance_that_the_buffer_cannot_hold()
+    with split():
+        kernel_nonfinite.check_buffers_keep_out(bad, (200, 5), channels=(4,))
+        kernel_nonfinite.check_variance_that_the_buffer_cannot_hold()
 
 
 @pytest.mark.parametrize("shape", [(6, 3, 5, 7), (50, 8)], ids=str)
@@ -277,8 +287,9 @@ def test_values_that_float_cannot_square_or_subtract(shape: tuple[int, ...], cut
 
 
 @pytest.mark.parametrize("mask", ["random", "sample", "none"])
-@pytest.mark.parametrize("shape", [(5, 1, 5, 7), (160, 3)], ids=str)
-def test_nothing_leaks_out_of_the_padding(shape: tuple[int, ...], mask: str, cut: str) -> None:
+def test_nothing_leaks_out_of_the_padding(mask: str) -> None:
     for activation in (RELU, SILU):
-        kernel_nonfinite.check_nothing_leaks(shape, "contiguous", mask, activation)
-    kernel_nonfinite.check_nothing_leaks(shape, "channels-last", mask, ACTIVATIONS[0], (1e30, -1e30, 1e30))
+        kernel_nonfinite.check_nothing_leaks((6, 3, 5, 7), "contiguous", mask, activation)
+    kernel_nonfinite.check_nothing_leaks((6, 3, 5, 7), "channels-last", mask, ACTIVATIONS[0], (1e30, -1e30, 1e30))
+    with split():
+        kernel_nonfinite.check_nothing_leaks((160, 3), "contiguous", mask, RELU)

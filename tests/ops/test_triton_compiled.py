@@ -96,7 +96,7 @@ def check_widths(launch: Launch, case: dict[str, Any], warp: int) -> None:
 def check_nvidia(launch: Launch, case: dict[str, Any]) -> None:
     check(launch, case)
     resident = REGISTERS // (launch["registers"] * 32 * launch["warps"])
-    assert resident >= (1 if launch["kernel"].startswith("whole") else 2), f"{launch['kernel']} of {case}: {launch}"
+    assert resident >= (2 if launch["kernel"] in STREAMS else 1), f"{launch['kernel']} of {case}: {launch}"
 
 
 def uses_bits(case: dict[str, Any]) -> bool:

@@ -18,11 +18,7 @@ RELU = Activation("relu")
 
 
 def _cases(device: str) -> Iterator[Case]:
-    for (shape, format), mask in zip(
-        (((3, 4, 3, 5), "contiguous"), ((3, 4, 3, 5), "channels-last"), ((9, 5), "sliced")),
-        (None, "random", None),
-        strict=True,
-    ):
+    for shape, format, mask in (((3, 2, 3, 5), "contiguous", "random"), ((9, 5), "sliced", None)):
         yield draw(shape, torch.bfloat16, format, residual=format, mask=mask, activation=RELU, device=device)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..activation import Activation
 from . import autograd, eager
 from .bits import bits_size
-from .gradients import differentiable, gradients
+from .gradients import as_kept, differentiable, gradients, strides_of
 
 __all__ = ["batch_norm_in_parts", "part_sizes"]
 
@@ -134,6 +134,7 @@ class _GhostBatchNorm(torch.autograd.Function):
         ctx.save_for_backward(input, weight, bias if needs_z else None, residual if needs_z else None, mask, bits)
         ctx.statistics = (mean, var)  # neither inputs nor outputs
         ctx.call = (kernel, sizes, eps, activation)
+        ctx.strides = None if bits is None else strides_of(input)
         ctx.set_materialize_grads(False)
         return output
 
@@ -141,8 +142,9 @@ class _GhostBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return None, None, None, None, None
-        saved = ctx.saved_tensors  # once: a checkpoint hands them out no second time
-        input, weight, bias, residual, mask, bits = saved
+        input, weight, bias, residual, mask, bits = ctx.saved_tensors  # once: a checkpoint has them no second time
+        input = as_kept(input, ctx.strides)
+        saved = (input, weight, bias, residual, mask, bits)
         kernel, _, eps, activation = ctx.call
         wanted = ctx.needs_input_grad[:4]
         plain = not torch.is_grad_enabled() and not torch._C._functorch.is_legacy_batchedtensor(grad_output)
@@ -176,7 +178,7 @@ def _gradients_by_part(
         part = SimpleNamespace(
             saved_tensors=(x, None, None, None, weight, bias, added, valid, bits[place]),
             statistics=(mean[place], var[place], eager.count_values(x, valid)),
-            call=(kernel.backward, eps, activation, True, False),
+            call=(kernel.backward, eps, activation, True, False, None),
         )
         found.append(gradients(part, gradient, wanted))
     of_input, of_weight, of_bias, of_residual = zip(*found, strict=True)

@@ -17,7 +17,7 @@ from ..activation import IDENTITY, Activation
 from . import eager
 from .bits import pack_bits, unpack_bits
 
-__all__ = ["Backward", "differentiable", "gradients", "keep", "normalize_with_bits"]
+__all__ = ["Backward", "as_kept", "differentiable", "gradients", "keep", "normalize_with_bits", "strides_of"]
 
 # What computes gradients: a kernel's `backward`, or what has its signature.
 Backward = Callable[..., tuple[Tensor | None, ...]]
@@ -67,8 +67,27 @@ def keep(
         bits,
     )
     # Only the backward of the same set of kernels reads its bits.
-    ctx.call = (backward, eps, activation, direct, plain_bits)
+    ctx.call = (backward, eps, activation, direct, plain_bits, None if bits is None else strides_of(input))
     ctx.set_materialize_grads(False)
+
+
+def strides_of(input: Tensor) -> tuple[int, ...] | None:
+    """What :func:`as_kept` is to be told of an input that has bits; None while it is traced, or values overlap."""
+    if type(input) not in (Tensor, torch.nn.Parameter):
+        return None
+    strides = input.stride()
+    return None if 0 in strides else strides
+
+
+def as_kept(input: Tensor, strides: tuple[int, ...] | None) -> Tensor:
+    """``input``, as autograd hands it out again, with the strides that it was kept with.
+
+    A kernel's bits lie as its input did, and hooks on saved tensors may give another layout back: torch's own
+    ``save_on_cpu(pin_memory=True)`` gives a contiguous tensor for a channels-last one.
+    """
+    if strides is None or input.stride() == strides:
+        return input
+    return torch.empty_strided(input.shape, strides, dtype=input.dtype, device=input.device).copy_(input)
 
 
 def normalize_with_bits(
@@ -92,7 +111,8 @@ def gradients(ctx: Any, grad_output: Tensor | None, wanted: Sequence[bool]) -> t
     if grad_output is None:
         return None, None, None, None
     input, mean, var, count, weight, bias, residual, mask, bits = ctx.saved_tensors
-    backward, eps, activation, direct, plain_bits = ctx.call
+    backward, eps, activation, direct, plain_bits, strides = ctx.call
+    input = as_kept(input, strides)
     if direct:
         mean, var, count = ctx.statistics
     if bits is not None and plain_bits:

@@ -27,7 +27,7 @@ from . import native
 from .bits import pack_bits, unpack_bits
 from .dispatch import kernels, rank_kernels
 from .eager import statistics_dtype
-from .gradients import differentiable, normalize_with_bits
+from .gradients import as_kept, differentiable, normalize_with_bits, strides_of
 from .observers import observers, tell
 from .recorded import update_running
 from .running import is_recomputation
@@ -178,12 +178,14 @@ class _SyncedBatchNorm(torch.autograd.Function):
             bits,
         )
         ctx.eps, ctx.activation, ctx.group = eps, activation, group
+        ctx.strides = None if bits is None else strides_of(input)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_higher_derivatives(grad_output)
         input, mean, var, count, weight, bias, residual, mask, bits = ctx.saved_tensors
+        input = as_kept(input, ctx.strides)
         activation: Activation = ctx.activation
         name, parameters = activation.name, list(activation.parameters)
         if bits is not None and ctx.plain_bits:

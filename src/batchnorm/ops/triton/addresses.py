@@ -35,10 +35,10 @@ def extent(samples, channels, space, UNIT: tl.constexpr, ROWS: tl.constexpr, WID
 
 
 @triton.jit
-def program(C, CHANNELS: tl.constexpr, WIDE: tl.constexpr):
-    """Which block of channels this program has, and the how many-th of those that have it."""
+def program(C, CHANNELS: tl.constexpr, WIDE: tl.constexpr, BEFORE: tl.constexpr = 0):
+    """Which block of channels this program has, and the how many-th of those that have it; ``BEFORE`` have none."""
     blocks = tl.cdiv(C, CHANNELS)
-    pid = tl.cast(tl.program_id(0), tl.int64 if WIDE else tl.int32)
+    pid = tl.cast(tl.program_id(0), tl.int64 if WIDE else tl.int32) - BEFORE
     return pid % blocks, pid // blocks
 
 

@@ -13,7 +13,7 @@ from ..bits import bits_size
 from .gradients import finish_sums, input_gradient, partial_sums
 from .launch import launch
 from .passes import Pass, activation_constants
-from .tiles import FINISH, Cut, power_of_two
+from .tiles import Cut
 from .whole import whole_backward
 
 __all__ = ["backward", "grad_input", "grad_sums"]
@@ -170,13 +170,14 @@ class _Gradients:
         programs = part.slices * part.blocks(channels)
         numbers = (*here.walk.extent, part.steps)
         tensors = (*self.tensors, *parts)
-        here.launch(partial_sums, programs, part, tensors, numbers, **self.layer, PLACES=part.places)
+        guard = here.mask is not None or here.walk.positions % part.size != 0
+        constants = {**self.layer, "GUARD": guard, "PLACES": part.places}
+        here.launch(partial_sums, programs, part, tensors, numbers, **constants)
         sums = here.new_vector(), here.new_vector()
-        constants = {"SLICES": power_of_two(part.slices), "CHANNELS": FINISH.values}
-        programs, sizes = -(-channels // FINISH.values), (channels, part.slices)
-        launch(
-            finish_sums, programs, here.given, (*parts, *sums), sizes, FINISH.warps, constants, None, here.plan.known
-        )
+        merge, sizes = here.plan.merge(part.slices), (channels, part.slices)
+        constants = {"SLICES": merge.slices, "CHANNELS": merge.channels}
+        programs, tensors = -(-channels // merge.channels), (*parts, *sums)
+        launch(finish_sums, programs, here.given, tensors, sizes, merge.warps, constants, None, here.plan.known)
         return sums
 
     def input(

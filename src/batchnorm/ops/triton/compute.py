@@ -21,7 +21,6 @@ from .moments import finish_moments, partial_moments
 from .moving import NO_MOVE, Buffers, Move, update_running
 from .normalize import normalize as normalize_kernel
 from .passes import Pass, activation_constants
-from .tiles import FINISH, power_of_two
 from .whole import whole_forward
 
 __all__ = [
@@ -79,18 +78,10 @@ def _moments(here: Pass, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     constants = {"GUARD": guard, "PLACES": part.places}
     here.launch(partial_moments, part.slices * part.blocks(channels), part, tensors, numbers, **constants)
     sizes = (*here.walk.extent, part.slices, part.size)
-    programs = -(-channels // FINISH.values)
-    launch(
-        finish_moments,
-        programs,
-        here.given,
-        (*parts, *found),
-        sizes,
-        FINISH.warps,
-        {"SLICES": power_of_two(part.slices), "CHANNELS": FINISH.values},
-        plan.constants,
-        plan.known,
-    )
+    merge = plan.merge(part.slices)
+    constants = {"SLICES": merge.slices, "CHANNELS": merge.channels}
+    programs, tensors = -(-channels // merge.channels), (*parts, *found)
+    launch(finish_moments, programs, here.given, tensors, sizes, merge.warps, constants, plan.constants, plan.known)
     return found
 
 
@@ -144,11 +135,10 @@ def _normalize(
 ) -> Tensor:
     output = here.new_tensor()
     piece = here.plan.cut("normalize")
-    tiles = piece.slices * piece.blocks(here.walk.channels)
     moved, momentum, constants = NO_MOVE if move is None else (move.tensors, move.momentum, move.constants)
     tensors = (here.input, residual, here.mask, *vectors, output, bits, *moved)
-    numbers = (*momentum, *here.walk.extent, tiles)
-    programs = tiles + (move is not None)
+    numbers = (*momentum, *here.walk.extent)
+    programs = piece.slices * piece.blocks(here.walk.channels) + (move is not None)
     here.launch(normalize_kernel, programs, piece, tensors, numbers, **constants, **layer, PLACES=piece.places)
     return here.result(output)
 

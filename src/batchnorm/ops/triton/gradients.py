@@ -39,7 +39,7 @@ def through_statistics(count, sum_dz, sum_dz_standardized, invstd, scale):
     return scale, -scale * invstd * (sum_dz_standardized / values), -scale * (sum_dz / values)
 
 
-@triton.jit(do_not_specialize=["magic", "shift"])
+@triton.jit(do_not_specialize=["samples", "channels", "space", "magic", "shift", "steps"])
 def partial_sums(
     dy,
     x,
@@ -65,6 +65,7 @@ def partial_sums(
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     WIDE: tl.constexpr,
+    GUARD: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -109,6 +110,8 @@ def partial_sums(
             standardized = centred * invstd
             if mask is not None:
                 there = is_valid(mask, p, there, x, UNIT, ROWS)
+            if GUARD:
+                # Beyond the end x is 0, and what is made of it by extreme statistics may be NaN.
                 dz = tl.where(there, dz, 0.0)
                 standardized = tl.where(there, standardized, 0.0)
             sum_dz += dz
@@ -118,7 +121,7 @@ def partial_sums(
     tl.store(sums_dz_standardized + at, total(sum_dz_standardized, ROWS), mask=within)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels", "slices"])
 def finish_sums(
     parts_dz,
     parts_dz_standardized,
@@ -131,15 +134,19 @@ def finish_sums(
 ):
     """The sums over all slices of a block of channels."""
     c, within = channel_block(tl.program_id(0), channels, CHANNELS, True)
-    part = tl.arange(0, SLICES)[:, None]
-    at = part * channels + c
-    there = (part < slices) & within
-    tl.store(sum_dz + c, tl.sum(tl.load(parts_dz + at, mask=there, other=0.0), 0, keep_dims=True), mask=within)
-    second = tl.sum(tl.load(parts_dz_standardized + at, mask=there, other=0.0), 0, keep_dims=True)
-    tl.store(sum_dz_standardized + c, second, mask=within)
+    dz = tl.zeros((1, CHANNELS), sum_dz.dtype.element_ty)
+    dz_standardized = tl.zeros((1, CHANNELS), sum_dz.dtype.element_ty)
+    for begin in range(0, slices, SLICES):
+        part = begin + tl.arange(0, SLICES)[:, None]
+        at = part * channels + c
+        there = (part < slices) & within
+        dz += tl.sum(tl.load(parts_dz + at, mask=there, other=0.0), 0, keep_dims=True)
+        dz_standardized += tl.sum(tl.load(parts_dz_standardized + at, mask=there, other=0.0), 0, keep_dims=True)
+    tl.store(sum_dz + c, dz, mask=within)
+    tl.store(sum_dz_standardized + c, dz_standardized, mask=within)
 
 
-@triton.jit(do_not_specialize=["magic", "shift"])
+@triton.jit(do_not_specialize=["samples", "channels", "space", "magic", "shift"])
 def input_gradient(
     dy,
     x,

@@ -18,6 +18,31 @@ __all__ = ["finish_moments", "partial_moments"]
 
 
 @triton.jit
+def mean_of_block(
+    x,
+    begin,
+    end,
+    c,
+    within,
+    C,
+    S,
+    magic,
+    shift,
+    UNIT: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDE: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The mean of ``BLOCK`` positions, or of those before the end."""
+    p = positions(begin, BLOCK, 1, ROWS)
+    at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
+    n = tl.maximum(tl.minimum(end - begin, BLOCK), 1).to(ACC)
+    # Shares, since a sum of what is large overflows.
+    return total(tl.load(x + at, mask=(p < end) & within, other=0.0).to(ACC) / n, ROWS)
+
+
+@triton.jit
 def reference_of(
     x,
     mask,
@@ -34,27 +59,41 @@ def reference_of(
     WIDE: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
-    """The mean of the first ``BLOCK`` positions of a slice, or of the first so many among which are valid ones."""
-    p = positions(begin, BLOCK, 1, ROWS)
+    """A slice's mean, nearly: the median of those of three blocks; with a mask that of all that is valid.
+
+    An outlier moves one of the three. Of a mask's blocks each may have few valid values, or none.
+    """
     if mask is not None:
-        valid = is_valid(mask, p, p < end, x, UNIT, ROWS)
-        n = number_of(valid, ROWS)
-        while (n == 0) & (begin < end):
-            begin += BLOCK
+        if ROWS:
+            sum = tl.zeros((BLOCK, CHANNELS), ACC)
+            count = tl.zeros((BLOCK, 1), tl.int32)
+        else:
+            sum = tl.zeros((BLOCK,), ACC)
+            count = tl.zeros((BLOCK,), tl.int32)
+        while begin < end:
             p = positions(begin, BLOCK, 1, ROWS)
             valid = is_valid(mask, p, p < end, x, UNIT, ROWS)
-            n = number_of(valid, ROWS)
+            at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
+            sum += tl.load(x + at, mask=valid & within, other=0.0).to(ACC)
+            count += valid.to(tl.int32)
+            begin += BLOCK
+        middle = total(sum, ROWS) / tl.maximum(number_of(count, ROWS), 1).to(ACC)
     else:
-        valid = p < end
-        n = tl.minimum(end - begin, BLOCK)
-    at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
-    middle = total(tl.load(x + at, mask=valid & within, other=0.0).to(ACC), ROWS) / tl.maximum(n, 1).to(ACC)
+        blocks = (end - begin) // BLOCK
+        first = mean_of_block(x, begin, end, c, within, C, S, magic, shift, UNIT, ROWS, WIDE, ACC, BLOCK)
+        half = begin + blocks // 2 * BLOCK
+        second = mean_of_block(x, half, end, c, within, C, S, magic, shift, UNIT, ROWS, WIDE, ACC, BLOCK)
+        last = begin + tl.maximum(blocks - 1, 0) * BLOCK
+        third = mean_of_block(x, last, end, c, within, C, S, magic, shift, UNIT, ROWS, WIDE, ACC, BLOCK)
+        middle = tl.maximum(tl.minimum(first, second), tl.minimum(tl.maximum(first, second), third))
     # Neither infinities nor what would overflow in a difference.
-    return tl.where(tl.abs(middle) < 1e30, middle, 0.0)
+    LIMIT: tl.constexpr = 1e300 if tl.float64 == ACC else 1e38
+    return tl.where(tl.abs(middle) < LIMIT, middle, 0.0)
 
 
-@triton.jit(do_not_specialize=["magic", "shift"])
+@triton.jit(do_not_specialize=["samples", "channels", "space", "magic", "shift", "steps"])
 def partial_moments(
     x,
     mask,
@@ -79,10 +118,11 @@ def partial_moments(
 ):
     """Moments of a slice of ``steps·BLOCK·PLACES`` positions, from the sums of distances and of their squares.
 
-    The distances are those from the mean of the slice's first ``BLOCK`` values, its reference. These are part of the
-    slice, so its variance is no less than what their share of it makes of the distance between the two means: what
-    cancels in Σd² − (Σd)²/n is bounded by how many times as long the slice is, whatever the values. Welford's update
-    in every lane would not cancel at all, at twice the instructions a value and many times as many a lane.
+    The distances are those from the slice's reference (:func:`reference_of`), which is near its mean: little cancels in
+    Σd² − (Σd)²/n. Each block that it is taken from is part of the slice, whose variance is no less than what the
+    block's share of it makes of the distance between the two means: so what cancels is bounded by how many blocks a
+    slice has, whatever the values. Welford's update in every lane would not cancel at all, at twice the instructions a
+    value and many times as many a lane.
 
     All are (slices, C): ``counts`` (with a mask), ``references``, ``means`` less these, and ``squares``, the sum of
     squared distances from the mean. ``GUARD`` says that there are slices that are not whole.
@@ -92,7 +132,7 @@ def partial_moments(
     c, within = channel_block(block, C, CHANNELS, ROWS)
     begin = part * steps * (BLOCK * PLACES)
     end = tl.minimum(begin + steps * (BLOCK * PLACES), M)
-    reference = reference_of(x, mask, begin, end, c, within, C, S, magic, shift, UNIT, ROWS, WIDE, ACC, BLOCK)
+    reference = reference_of(x, mask, begin, end, c, within, C, S, magic, shift, UNIT, ROWS, WIDE, ACC, BLOCK, CHANNELS)
     if ROWS:
         sum = tl.zeros((BLOCK, CHANNELS), ACC)
         square = tl.zeros((BLOCK, CHANNELS), ACC)
@@ -129,7 +169,7 @@ def partial_moments(
         tl.store(counts + at, tl.where(within, n, 0).to(ACC), mask=within)
 
 
-@triton.jit(do_not_specialize=["magic", "shift"])
+@triton.jit(do_not_specialize=["samples", "channels", "space", "magic", "shift", "slices", "size"])
 def finish_moments(
     counts,
     references,
@@ -155,35 +195,49 @@ def finish_moments(
     """All slices of a block of channels, each of ``size`` positions: ``count`` () int64, ``mean`` and ``var`` (C,)."""
     C, _, M = extent(samples, channels, space, UNIT, ROWS, WIDE)
     c, within = channel_block(tl.program_id(0), C, CHANNELS, True)
-    part = tl.cast(tl.arange(0, SLICES)[:, None], M.dtype)
-    there = (part < slices) & within
-    at = part * C + c
-    if counts is not None:
-        n = tl.load(counts + at, mask=there, other=0.0)
-    else:
-        n = tl.where(there, tl.minimum(tl.maximum(M - part * size, 0), size), 0).to(ACC)
-    square = tl.load(squares + at, mask=there, other=0.0)
-    reference = tl.load(references + at, mask=there, other=0.0)
-    # Means count from one of the references: beside a large one a small spread would be lost in the roundings of sums.
-    origin = tl.max(tl.where(n > 0.0, reference, float("-inf")), 0, keep_dims=True)
-    origin = tl.where(origin > float("-inf"), origin, 0.0)
-    mean = tl.where(n > 0.0, (reference - origin) + tl.load(means + at, mask=there, other=0.0), 0.0)
-    every = tl.sum(n, 0, keep_dims=True)
-    share = n / tl.maximum(every, 1.0)
-    middle = tl.sum(mean * share, 0, keep_dims=True)
-    # Twice: means that are large and near each other lose in a sum what their distances still hold.
-    distance = tl.where(n > 0.0, mean - middle, 0.0)
-    correction = tl.sum(distance * share, 0, keep_dims=True)
-    middle += tl.where(tl.abs(correction) < float("inf"), correction, 0.0)  # an infinite mean stays so
-    distance = tl.where(n > 0.0, mean - middle, 0.0)
-    var = tl.sum(square + n * distance * distance, 0, keep_dims=True) / tl.maximum(every, 1.0)
+    every = tl.zeros((1, CHANNELS), ACC)
+    middle = tl.zeros((1, CHANNELS), ACC)
+    squares_of_all = tl.zeros((1, CHANNELS), ACC)
+    origin = tl.zeros((1, CHANNELS), ACC)
+    counted = tl.zeros((), tl.int64)
+    for begin in range(0, slices, SLICES):
+        part = tl.cast(begin + tl.arange(0, SLICES)[:, None], M.dtype)
+        there = (part < slices) & within
+        at = part * C + c
+        if counts is not None:
+            n = tl.load(counts + at, mask=there, other=0.0)
+            some = begin + tl.arange(0, SLICES)
+            counted += tl.sum(tl.load(counts + some * C, mask=some < slices, other=0.0).to(tl.int64), 0)
+        else:
+            n = tl.where(there, tl.minimum(tl.maximum(M - part * size, 0), size), 0).to(ACC)
+        square = tl.load(squares + at, mask=there, other=0.0)
+        reference = tl.load(references + at, mask=there, other=0.0)
+        if begin == 0:
+            # Means count from one of the references: beside a large one a small spread would be lost in sums.
+            largest = tl.max(tl.where(n > 0.0, reference, float("-inf")), 0, keep_dims=True)
+            origin = tl.where(largest > float("-inf"), largest, 0.0)
+        mean = tl.where(n > 0.0, (reference - origin) + tl.load(means + at, mask=there, other=0.0), 0.0)
+        here = tl.sum(n, 0, keep_dims=True)
+        share = n / tl.maximum(here, 1.0)
+        of_these = tl.sum(mean * share, 0, keep_dims=True)
+        # Twice: means that are large and near each other lose in a sum what their distances still hold.
+        distance = tl.where(n > 0.0, mean - of_these, 0.0)
+        correction = tl.sum(distance * share, 0, keep_dims=True)
+        of_these += tl.where(tl.abs(correction) < float("inf"), correction, 0.0)  # an infinite mean stays so
+        distance = tl.where(n > 0.0, mean - of_these, 0.0)
+        # These and all before them, by Chan's formula.
+        part_of_all = here / tl.maximum(every + here, 1.0)
+        delta = tl.where(here > 0.0, of_these - middle, 0.0)
+        squares_of_all += tl.sum(square + n * distance * distance, 0, keep_dims=True)
+        squares_of_all += tl.where(every > 0.0, delta * delta * every * part_of_all, 0.0)
+        middle += delta * part_of_all
+        every += here
     OUT: tl.constexpr = mean_out.dtype.element_ty
     whole = origin.to(OUT) + middle.to(OUT)
     tl.store(mean_out + c, tl.where(every > 0.0, whole, 0.0), mask=within)
-    tl.store(var_out + c, var.to(OUT), mask=within)
+    tl.store(var_out + c, (squares_of_all / tl.maximum(every, 1.0)).to(OUT), mask=within)
     if tl.program_id(0) == 0:
         if counts is not None:
-            first = tl.load(counts + tl.arange(0, SLICES) * C, mask=tl.arange(0, SLICES) < slices, other=0.0)
-            tl.store(count_out, tl.sum(first.to(tl.int64), 0))
+            tl.store(count_out, counted)
         else:
             tl.store(count_out, M.to(tl.int64))

@@ -14,7 +14,7 @@ from .running import move
 __all__ = ["normalize"]
 
 
-@triton.jit(do_not_specialize=["magic", "shift"])
+@triton.jit(do_not_specialize=["samples", "channels", "space", "magic", "shift"])
 def normalize(
     x,
     residual,
@@ -36,7 +36,6 @@ def normalize(
     space,
     magic,
     shift,
-    tiles,
     CUMULATIVE: tl.constexpr,
     SKIP: tl.constexpr,
     MOVED: tl.constexpr,
@@ -52,10 +51,10 @@ def normalize(
     CHANNELS: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """A program has ``BLOCK·PLACES`` positions of a block of channels; one more moves the running buffers, if any."""
+    """A program has ``BLOCK·PLACES`` positions of a block of channels; the first moves the running buffers, if any."""
     C, S, M = extent(samples, channels, space, UNIT, ROWS, WIDE)
     if running_mean is not None:
-        if tl.program_id(0) == tiles:
+        if tl.program_id(0) == 0:  # it has most to wait for
             move(
                 running_mean,
                 running_var,
@@ -72,7 +71,7 @@ def normalize(
                 MOVED,
             )
             return
-    block, tile = program(C, CHANNELS, WIDE)
+    block, tile = program(C, CHANNELS, WIDE, 0 if running_mean is None else 1)
     c, within = channel_block(block, C, CHANNELS, ROWS)
     m, _, scale, move_by = coefficients(mean, var, weight, bias, c, within, EPS, ACC)
     begin = tile * (BLOCK * PLACES)

@@ -13,7 +13,7 @@ from ...activation import Activation
 from ..eager import statistics_dtype
 from .launch import ACCUMULATE, ELEMENTS, Known, launch
 from .layout import Walk, is_dense, walk
-from .tiles import Cut, cut, fits_whole
+from .tiles import Cut, Merge, cut, fits_whole, merge
 
 __all__ = ["Pass", "Plan", "activation_constants", "plan"]
 
@@ -46,6 +46,7 @@ class Plan:
         self.common: dict[str, dict[str, Any]] = {}
         self.known: Known = {}
         self._cuts: dict[str, Cut] = {}
+        self._merges: dict[int, Merge] = {}
         self._whole: dict[str, Cut | None] = {}
 
     def cut(self, kernel: str) -> Cut:
@@ -53,6 +54,12 @@ class Plan:
         if kernel not in self._cuts:
             self._cuts[kernel] = cut(kernel, self.walk, self.itemsize)
         return self._cuts[kernel]
+
+    def merge(self, slices: int) -> Merge:
+        """How so many slices become one."""
+        if slices not in self._merges:
+            self._merges[slices] = merge(slices)
+        return self._merges[slices]
 
     def fits_whole(self, kernel: str) -> Cut | None:
         """How ``kernel`` has all positions in one tile, or None."""

@@ -47,6 +47,8 @@ def move(
     DOUBLE: tl.constexpr = OF_MEAN or running_var.dtype.element_ty == tl.float64
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     n = tl.load(count)
+    if num_batches_tracked is not None:
+        tracked = tl.load(num_batches_tracked)
     moves = n > 1
     if SKIP:
         bad = tl.zeros((BLOCK,), tl.int32)
@@ -58,7 +60,7 @@ def move(
             bad += tl.where(there & (middle - middle + (unbiased - unbiased) != 0.0), 1, 0)
         moves = moves & (tl.sum(bad, 0) == 0)
     if CUMULATIVE:
-        by = 1.0 / (tl.load(num_batches_tracked) + 1).to(COMPUTE)
+        by = 1.0 / (tracked + 1).to(COMPUTE)
     elif momentum_tensor is not None:
         by = tl.load(momentum_tensor).to(COMPUTE)
     elif DOUBLE:
@@ -76,11 +78,11 @@ def move(
         tl.store(running_mean + c, new_mean, mask=there)
         tl.store(running_var + c, new_var, mask=there)
     if num_batches_tracked is not None:
-        tracked = tl.load(num_batches_tracked)
+        tl.debug_barrier()  # every warp has read it
         tl.store(num_batches_tracked, tracked + moves.to(tracked.dtype))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["channels"])
 def move_running(
     running_mean,
     running_var,

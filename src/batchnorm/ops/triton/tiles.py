@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .layout import Walk
 
-__all__ = ["FINISH", "TILES", "Cut", "Tile", "cut", "fits_whole", "power_of_two"]
+__all__ = ["TILES", "Cut", "Merge", "Tile", "cut", "fits_whole", "merge", "power_of_two"]
 
 
 def power_of_two(number: int) -> int:
@@ -36,9 +36,9 @@ class Tile:
     warps: int
 
 
-# By kernel and bytes a value. Beside each row what the compiler makes of it for compute capability 9.0, with relu, in both
-# walks, without a residual and with one and bits: registers a thread, programs resident on one processor, instructions a
-# value, of benchmarks/gpu_compiled.csv. No row spills. These are counts: no GPU has timed the table.
+# By kernel and bytes a value. Beside each row what the compiler makes of it for compute capability 9.0, with relu, in
+# both walks, alone and with a residual and bits: registers a thread, programs resident on one processor, instructions a
+# value (benchmarks/gpu_compiled.csv). No row spills. These are counts: no GPU has timed the table.
 TILES: Mapping[str, Mapping[int, Tile]] = {
     "partial_moments": {
         2: Tile(8192, 4),  # 40 to 55 registers, 9 to 12 resident, 7.9 to 9.1 instructions
@@ -80,11 +80,14 @@ _PLACES = 8
 _ROW_BYTES = 128
 # … and the fewest, 32 bytes, a sector: what memory moves at the least.
 _SECTOR_BYTES = 32
-# Programs that sums are cut into, at the least: eight for each processor of an H200 (132).
-_PROGRAMS = 1024
-_MOST_STEPS = 4  # of a slice: what cancels in the sums of moments is bounded by its length
-_MOST_SLICES = 512  # what is merged by one program must fit into its registers; long slices where these do not do
-FINISH = Tile(8, 8)  # channels (a sector of float32) of a program that merges slices
+# Programs that sums are cut into before slices get longer: four for each processor of an H200 (132).
+_PROGRAMS = 512
+_FEWEST_PROGRAMS = 264  # two for each: where there are fewer, tiles are made smaller,
+_FEWEST_VALUES = 2048  # … down to so many values
+_MOST_STEPS = 4  # of a slice: what cancels in the sums of moments, and what sums lose, is bounded by its length
+_MERGED = 4096  # numbers that a program merges at once
+_MOST_MERGED = 512  # slices, of 8 channels (a sector of float32)
+_CHANNELS_MERGED = (8, 128)  # at the least and at the most
 _FEWEST_LANES = 16
 _LOAD_BYTES = 16  # what a thread loads at once
 _THREADS = 32
@@ -120,6 +123,30 @@ class Cut:
         return self.block * self.places * self.steps
 
 
+@dataclass(frozen=True)
+class Merge:
+    """How programs merge slices.
+
+    Attributes:
+        slices: At once; more are merged one lot after the other.
+        channels: Of a program.
+        warps: Of a program.
+    """
+
+    slices: int
+    channels: int
+    warps: int
+
+
+def merge(slices: int) -> Merge:
+    """How so many slices become one."""
+    at_once = min(power_of_two(slices), _MOST_MERGED)
+    fewest, most = _CHANNELS_MERGED
+    channels = max(fewest, min(most, _MERGED // at_once))
+    # As many values a thread as where a program has all that it may.
+    return Merge(at_once, channels, max(1, 8 * at_once * channels // _MERGED))
+
+
 def cut(kernel: str, walk: Walk, itemsize: int) -> Cut:
     """How ``kernel``, one that is not ``whole``, shares a walk over values of ``itemsize`` bytes.
 
@@ -130,13 +157,23 @@ def cut(kernel: str, walk: Walk, itemsize: int) -> Cut:
     # Not more lanes than there are positions for, but whole bytes of bits.
     most = tile.values // (channels * _PLACES)
     lanes = max(min(most, power_of_two(-(-walk.positions // _PLACES))), _FEWEST_LANES)
+    while lanes * channels * _PLACES > _FEWEST_VALUES and _programs(walk, lanes, channels) < _FEWEST_PROGRAMS:
+        # A tile of half as many values: fewer lanes, or in rows, which have few, fewer channels.
+        if lanes > _FEWEST_LANES:
+            lanes //= 2
+        else:
+            channels //= 2
     tiles = -(-walk.positions // (lanes * _PLACES))
     steps = 1
     if kernel.startswith("partial"):
-        enough = max(_PROGRAMS // -(-walk.channels // channels), -(-tiles // _MOST_STEPS), 1)
-        steps = -(-tiles // min(enough, _MOST_SLICES))
+        enough = max(1, _PROGRAMS // -(-walk.channels // channels))
+        steps = max(1, min(_MOST_STEPS, tiles // enough))
     warps = min(tile.warps, power_of_two(lanes * channels * itemsize) // (_LOAD_BYTES * _THREADS))
     return Cut(lanes, channels, _PLACES, steps, -(-tiles // steps), max(1, warps))
+
+
+def _programs(walk: Walk, lanes: int, channels: int) -> int:
+    return -(-walk.positions // (lanes * _PLACES)) * -(-walk.channels // channels)
 
 
 def fits_whole(kernel: str, walk: Walk, itemsize: int) -> Cut | None:

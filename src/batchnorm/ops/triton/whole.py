@@ -14,7 +14,7 @@ from .gradients import gradient_of_preactivation, through_statistics
 __all__ = ["whole_backward", "whole_forward"]
 
 
-@triton.jit(do_not_specialize=["magic", "shift"])
+@triton.jit(do_not_specialize=["samples", "channels", "space", "magic", "shift"])
 def whole_forward(
     x,
     residual,
@@ -56,7 +56,7 @@ def whole_forward(
     else:
         n = M
     values = tl.maximum(n, 1).to(ACC)
-    near = total(tl.where(valid, value, 0.0), ROWS) / values
+    near = total(tl.where(valid, value, 0.0) / values, ROWS)  # of shares: a sum of what is large overflows
     distance = tl.where(valid, value - near, 0.0)
     # The mean's own rounding, found on the distances from it, is taken out of both.
     correction = total(distance, ROWS) / values
@@ -90,7 +90,7 @@ def whole_forward(
         tl.store(output + at, y.to(output.dtype.element_ty), mask=there & within)
 
 
-@triton.jit(do_not_specialize=["magic", "shift"])
+@triton.jit(do_not_specialize=["samples", "channels", "space", "magic", "shift"])
 def whole_backward(
     dy,
     x,
@@ -144,8 +144,9 @@ def whole_backward(
     valid = there
     if mask is not None:
         valid = is_valid(mask, p, there, x, UNIT, ROWS)
-        dz = tl.where(valid, dz, 0.0)
-        standardized = tl.where(valid, standardized, 0.0)
+    # Beyond the end x is 0, and what is made of it by extreme statistics may be NaN.
+    dz = tl.where(valid, dz, 0.0)
+    standardized = tl.where(valid, standardized, 0.0)
     if dresidual is not None:
         tl.store(dresidual + at, dz.to(dresidual.dtype.element_ty), mask=there & within)
     first = total(dz, ROWS)
