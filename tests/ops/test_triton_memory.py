@@ -53,7 +53,7 @@ def run(every: bool) -> None:
     ways = itertools.product(SHAPES, ("contiguous", "channels-last"), (False, True), (True, False))
     with serving():
         for place, (shape, format, cut, at_end) in enumerate(ways):
-            if cut and not (every or at_end):  # which takes longer
+            if cut and not every and not (at_end and (place // 4 + place // 8) % 2):  # which takes longer
                 continue
             # One after the other, which between them meet every shape.
             kinds = KINDS if every else KINDS[place % len(KINDS) :][:1]
@@ -86,7 +86,7 @@ def _exercise(case: Case, guard: Any) -> None:
 
 def test_nothing_outside_is_touched() -> None:
     tried = in_a_process_of_its_own("from ops.test_triton_memory import run; run(False)")
-    assert len(tried) == len(SHAPES) * 2 * 3
+    assert len(tried) == len(SHAPES) * 5
 
 
 @pytest.mark.slow

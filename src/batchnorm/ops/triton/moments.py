@@ -37,9 +37,9 @@ def mean_of_block(
     """The mean of ``BLOCK`` positions, or of those before the end."""
     p = positions(begin, BLOCK, 1, ROWS)
     at = offsets(p, c, C, S, magic, shift, UNIT, ROWS, WIDE)
-    n = tl.maximum(tl.minimum(end - begin, BLOCK), 1).to(ACC)
+    share = 1.0 / tl.maximum(tl.minimum(end - begin, BLOCK), 1).to(ACC)
     # Shares, since a sum of what is large overflows.
-    return total(tl.load(x + at, mask=(p < end) & within, other=0.0).to(ACC) / n, ROWS)
+    return total(tl.load(x + at, mask=(p < end) & within, other=0.0).to(ACC) * share, ROWS)
 
 
 @triton.jit

@@ -38,12 +38,12 @@ class Tile:
 
 # By kernel and bytes a value. Beside each row what the compiler makes of it for compute capability 9.0, with relu, in
 # both walks, alone and with a residual and bits: registers a thread, programs resident on one processor, instructions a
-# value (benchmarks/gpu_compiled.csv). No row spills. These are counts: no GPU has timed the table.
+# value (benchmarks/gpu_compiled.csv). These are counts: no GPU has timed the table.
 TILES: Mapping[str, Mapping[int, Tile]] = {
     "partial_moments": {
-        2: Tile(8192, 4),  # 40 to 55 registers, 9 to 12 resident, 7.9 to 9.1 instructions
-        4: Tile(4096, 4),  # 39 to 48, 10 to 12, 8.1 to 9.6
-        8: Tile(2048, 4),  # 48 to 60, 8 to 10, 14.1 to 16.3
+        2: Tile(8192, 4),  # 40 to 56 registers, 9 to 12 resident, 9.5 to 11.2 instructions
+        4: Tile(4096, 4),  # 39 to 40, 12, 9.4 to 10.6
+        8: Tile(2048, 4),  # 48 to 55, 9 to 10, 17.8 to 20.2
     },
     "normalize": {
         2: Tile(8192, 4),  # 32 to 56, 9 to 16, 7.0 to 17.2
@@ -51,25 +51,25 @@ TILES: Mapping[str, Mapping[int, Tile]] = {
         8: Tile(2048, 4),  # 32 to 40, 12 to 16, 20.4 to 38.8
     },
     "partial_sums": {
-        2: Tile(8192, 4),  # 48 to 96, 5 to 10, 10.4 to 14.1
-        4: Tile(4096, 4),  # 40 to 96, 5 to 12, 12.3 to 14.9
-        8: Tile(2048, 4),  # 40 to 64, 8 to 12, 19.9 to 26.0
+        2: Tile(8192, 4),  # 48 to 128, 4 to 10, 12.1 to 16.7
+        4: Tile(4096, 4),  # 64 to 96, 5 to 8, 12.3 to 17.4
+        8: Tile(2048, 4),  # 48 to 94, 5 to 10, 19.9 to 30.3
     },
     "input_gradient": {
         2: Tile(8192, 4),  # 32 to 72, 7 to 16, 10.4 to 18.6
-        4: Tile(4096, 4),  # 32 to 48, 10 to 16, 15.0 to 17.5; one register is put aside with bits in rows
+        4: Tile(4096, 4),  # 32 to 48, 10 to 16, 15.0 to 17.5; with bits in rows it puts 8 bytes aside
         8: Tile(2048, 4),  # 40 to 56, 9 to 12, 26.9 to 35.5
     },
     # Twice as many values spill, or leave one program a processor, which loads, then sums, then stores.
     "whole_forward": {
         2: Tile(8192, 8),  # 94 to 108, 2, 26.0 to 51.7
         4: Tile(8192, 8),  # 122 to 128, 2, 27.9 to 43.8
-        8: Tile(4096, 8),  # 103 to 108, 2, 54.2 to 69.6
+        8: Tile(4096, 8),  # WHOLE64
     },
     "whole_backward": {
-        2: Tile(8192, 8),  # 80 to 127, 2 to 3, 20.7 to 33.2
-        4: Tile(8192, 8),  # 106 to 121, 2, 19.5 to 22.9
-        8: Tile(4096, 8),  # 114 to 122, 2, 33.4 to 44.2
+        2: Tile(8192, 8),  # 96 to 127, 2, 23.4 to 35.5
+        4: Tile(8192, 8),  # 128, 2, 23.1 to 26.6
+        8: Tile(4096, 8),  # 138 to 140, 1, 43.8 to 51.8
     },
 }
 

@@ -56,7 +56,8 @@ def whole_forward(
     else:
         n = M
     values = tl.maximum(n, 1).to(ACC)
-    near = total(tl.where(valid, value, 0.0) / values, ROWS)  # of shares: a sum of what is large overflows
+    share = 1.0 / values
+    near = total(tl.where(valid, value, 0.0) * share, ROWS)  # of shares: a sum of what is large overflows
     distance = tl.where(valid, value - near, 0.0)
     # The mean's own rounding, found on the distances from it, is taken out of both.
     correction = total(distance, ROWS) / values
