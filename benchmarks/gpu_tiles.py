@@ -24,7 +24,13 @@ __all__ = ["Candidate", "candidates", "looked_up", "sweep"]
 
 _VALUES = (0.25, 0.5, 2, 4)  # times what the table has
 _WARPS = (2, 4, 8, 16)
-_NUMBERS = {"_ROW_BYTES": (64, 256), "_SECTOR_BYTES": (64, 128), "_PROGRAMS": (264, 1056, 2112), "_MOST_STEPS": (2, 8), "_FEWEST_PROGRAMS": (132, 528)}
+_NUMBERS = {
+    "_ROW_BYTES": (64, 256),
+    "_SECTOR_BYTES": (64, 128),
+    "_PROGRAMS": (264, 1056, 2112),
+    "_MOST_STEPS": (2, 8),
+    "_FEWEST_PROGRAMS": (132, 528),
+}
 
 
 @dataclass(frozen=True)

@@ -50,9 +50,9 @@ SPATIAL = [
 RELU, SILU = ACTIVATIONS[1], ACTIVATIONS[6]
 # Planes, rows, and rows of channels that fill no block; split, sums are of several slices of several tiles.
 SHAPES = {
-    "planes": ((3, 1, 5, 23), "contiguous"),
-    "rows": ((300, 9), "contiguous"),
-    "nhwc": ((2, 8, 11, 17), "channels-last"),
+    "planes": ((3, 1, 5, 27), "contiguous"),
+    "rows": ((400, 9), "contiguous"),
+    "nhwc": ((2, 8, 11, 19), "channels-last"),
 }
 by_shape = pytest.mark.parametrize("where", list(SHAPES))
 
@@ -90,6 +90,9 @@ def test_what_runs_here_is_what_is_meant() -> None:
             assert there.fits_whole("whole_forward") is there.fits_whole("whole_backward") is None
             for kernel in ("partial_moments", "partial_sums"):
                 assert min(there.cut(kernel).steps, there.cut(kernel).slices) > 1
+        with split(programs=1024):
+            there = passes.plan(*described)
+            assert there.cut("partial_moments").slices > there.merge(there.cut("partial_moments").slices).slices
 
 
 # Nothing is made smaller where one fails: it is short, and that takes minutes.
@@ -111,7 +114,7 @@ def test_every_operator_whole(description: tuple[Any, ...]) -> None:
 @settings(max_examples=6, **RANDOM)
 @given(description=descriptions(SPATIAL, channels=4, samples=40, most=1_000))
 def test_every_operator_split(description: tuple[Any, ...]) -> None:
-    with split():
+    with split(programs=1024):
         check_once(draw(*description))
 
 
@@ -248,7 +251,7 @@ def test_adversarial_inputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(accuracy.CASES, name, ADVERSARIAL[name])
     checks.check_accuracy(name, torch.float32, "cpu")
     if name not in ONLY_WHOLE:
-        with split(programs=1024):  # few values a slice, as sums of so few have them
+        with split(programs=1024):  # slices of one tile, as sums of so few values have them
             checks.check_accuracy(name, torch.float32, "cpu", draws=1)
 
 

@@ -45,13 +45,20 @@ def serving() -> Iterator[None]:
 
 @contextmanager
 def split(values: int = 64, programs: int = 2) -> Iterator[None]:
-    """No channel stays on the chip, tiles are the smallest there are, and sums have few programs, each of several."""
+    """No channel stays on the chip, tiles are the smallest there are, and two slices are merged at once.
+
+    Sums have so many programs, if there are tiles for them: with two, each has several tiles.
+    """
     small = {
         kernel: {size: Tile(0 if kernel.startswith("whole") else values, 1) for size in by_size}
         for kernel, by_size in tiles.TILES.items()
     }
-    numbers = {"TILES": small, "_PROGRAMS": programs, "_FEWEST_LANES": 8}
-    with patch.multiple(tiles, **numbers), replanned():
+    with (
+        patch.object(tiles, "TILES", small),
+        patch.object(tiles, "_PROGRAMS", programs),
+        patch.object(tiles, "_MOST_MERGED", 2),
+        replanned(),
+    ):
         yield
 
 
