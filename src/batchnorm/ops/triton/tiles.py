@@ -41,9 +41,9 @@ class Tile:
 # value (benchmarks/gpu_compiled.csv). These are counts: no GPU has timed the table.
 TILES: Mapping[str, Mapping[int, Tile]] = {
     "partial_moments": {
-        2: Tile(8192, 4),  # 40 to 56 registers, 9 to 12 resident, 9.5 to 11.2 instructions
-        4: Tile(4096, 4),  # 39 to 40, 12, 9.4 to 10.6
-        8: Tile(2048, 4),  # 48 to 55, 9 to 10, 17.8 to 20.2
+        2: Tile(8192, 4),  # 40 to 56 registers, 9 to 12 resident, 9.3 to 11.0 instructions
+        4: Tile(4096, 4),  # 39 to 40, 12, 9.3 to 10.5
+        8: Tile(2048, 4),  # 46 to 56, 9 to 10, 16.5 to 19.1
     },
     "normalize": {
         2: Tile(8192, 4),  # 32 to 56, 9 to 16, 7.0 to 17.2
@@ -62,9 +62,9 @@ TILES: Mapping[str, Mapping[int, Tile]] = {
     },
     # Twice as many values spill, or leave one program a processor, which loads, then sums, then stores.
     "whole_forward": {
-        2: Tile(8192, 8),  # 94 to 108, 2, 26.0 to 51.7
-        4: Tile(8192, 8),  # 122 to 128, 2, 27.9 to 43.8
-        8: Tile(4096, 8),  # WHOLE64
+        2: Tile(8192, 8),  # 97 to 111, 2, 28.1 to 52.0
+        4: Tile(8192, 8),  # 127 to 128, 2, 32.2 to 46.8
+        8: Tile(4096, 8),  # 117 to 128, 2, 60.7 to 73.4
     },
     "whole_backward": {
         2: Tile(8192, 8),  # 96 to 127, 2, 23.4 to 35.5
