@@ -56,25 +56,19 @@ def kernels(input: Tensor, mask: Tensor | None, evaluation: bool = False) -> Mod
     """
     if _compiled is not None and input.is_cpu and input.layout is torch.strided:
         return _compiled
-    if input.is_cuda:
-        served = triton.layer_kernels(input)
-        if served is not None:
-            return served
-    return _plain(input, mask, evaluation)
+    served = triton.layer_kernels(input)
+    return _plain(input, mask, evaluation) if served is None else served
 
 
 def python_kernels(input: Tensor, mask: Tensor | None, evaluation: bool = False) -> ModuleType:
     """As :func:`kernels`, for the operators themselves: what computes, never what calls an operator."""
-    if input.is_cuda:
-        served = triton.operator_kernels(input)
-        if served is not None:
-            return served
-    return _plain(input, mask, evaluation)
+    served = triton.operator_kernels(input)
+    return _plain(input, mask, evaluation) if served is None else served
 
 
 def primitives(input: Tensor) -> ModuleType:
     """What computes ``moments``, ``double_moments``, ``grad_sums`` and ``grad_input`` for the operators."""
-    served = triton.operator_kernels(input) if input.is_cuda else None
+    served = triton.operator_kernels(input)
     return eager if served is None else served
 
 
@@ -83,18 +77,15 @@ def running_mover(mean: Tensor, direct: bool) -> Callable[..., None]:
 
     With ``direct`` it is a layer that asks, and no operator.
     """
-    if mean.is_cuda:
-        served = triton.layer_kernels(mean) if direct else triton.operator_kernels(mean)
-        if served is not None:
-            mover: Callable[..., None] = served.update_running
-            return mover
-    return running.update_running
+    served = triton.layer_kernels(mean) if direct else triton.operator_kernels(mean)
+    mover: Callable[..., None] = (running if served is None else served).update_running
+    return mover
 
 
 def rank_kernels(input: Tensor) -> ModuleType:
     """What packs the moments of such an input for other ranks, and merges theirs, as :mod:`batchnorm.ops.ranks`."""
     # A compiler joins the plain operations with their neighbours.
-    served = triton.layer_kernels(input) if input.is_cuda and not torch.compiler.is_compiling() else None
+    served = None if torch.compiler.is_compiling() else triton.layer_kernels(input)
     return ranks if served is None else served
 
 
@@ -122,7 +113,7 @@ def explain(input: Tensor, mask: Tensor | None = None) -> str:
     kernel = kernels(input, mask)
     if kernel is _compiled:
         return "cpu: the compiled kernels serve every input on the CPU"
-    if input.is_cuda and kernel is triton.layer_kernels(input):
+    if kernel is triton.layer_kernels(input):
         return "triton: the Triton kernels serve every input on this GPU"
     if kernel is native:
         return "native: torch's own batch norm kernels serve input without a mask"

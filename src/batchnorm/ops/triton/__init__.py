@@ -17,6 +17,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ...activation import IDENTITY
 from ...errors import ArgumentError
@@ -75,8 +76,9 @@ def _try(device: torch.device) -> None:
     """One small launch: whether kernels compile here, and are launched, is known by nothing less."""
     computing = importlib.import_module(f"{__name__}.compute")
     if not torch.cuda.is_current_stream_capturing():  # a graph would have it in, and may not load what is new
-        ones = torch.ones((1, 1), device=device)
-        computing.normalize(ones, ones[0], ones[0], None, None, None, None, 1e-5, IDENTITY)
+        with _disable_current_modes():  # a fake tensor may be the first to come, and proves nothing
+            ones = torch.ones((1, 1), device=device)
+            computing.normalize(ones, ones[0], ones[0], None, None, None, None, 1e-5, IDENTITY)
 
 
 # By the GPU's index: what layers call, and what operators call. Asked at every call.
@@ -84,6 +86,8 @@ _modules: dict[int, tuple[ModuleType, ModuleType] | None] = {}
 
 
 def _both(input: Tensor) -> tuple[ModuleType, ModuleType] | None:
+    if not input.is_cuda:
+        return None
     index = input.get_device()
     if index not in _modules:
         served = _serves(index)[0]
@@ -93,7 +97,7 @@ def _both(input: Tensor) -> tuple[ModuleType, ModuleType] | None:
 
 
 def layer_kernels(input: Tensor) -> ModuleType | None:
-    """What layers call for this input on a GPU, by the signatures of :mod:`batchnorm.ops.eager`; None: not served."""
+    """What layers call for this input, as :mod:`batchnorm.ops.eager`; None: it is on no GPU that is served."""
     both = _both(input)
     return None if both is None else both[0]
 

@@ -170,8 +170,7 @@ class _Gradients:
         programs = part.slices * part.blocks(channels)
         numbers = (*here.walk.extent, part.steps)
         tensors = (*self.tensors, *parts)
-        guard = here.mask is not None or here.walk.positions % part.size != 0
-        constants = {**self.layer, "GUARD": guard, "PLACES": part.places}
+        constants = {**self.layer, "GUARD": here.guards(part), "PLACES": part.places}
         here.launch(partial_sums, programs, part, tensors, numbers, **constants)
         sums = here.new_vector(), here.new_vector()
         merge, sizes = here.plan.merge(part.slices), (channels, part.slices)

@@ -74,8 +74,7 @@ def _moments(here: Pass, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     counts = None if here.mask is None else here.new_parts(part.slices)
     parts = (counts, *(here.new_parts(part.slices) for _ in range(3)))
     tensors, numbers = (here.input, here.mask, *parts), (*here.walk.extent, part.steps)
-    guard = here.mask is not None or here.walk.positions % part.size != 0
-    constants = {"GUARD": guard, "PLACES": part.places}
+    constants = {"GUARD": here.guards(part), "PLACES": part.places}
     here.launch(partial_moments, part.slices * part.blocks(channels), part, tensors, numbers, **constants)
     sizes = (*here.walk.extent, part.slices, part.size)
     merge = plan.merge(part.slices)

@@ -56,12 +56,10 @@ class Move:
         self.tensors = (*self._written, *nothing, count)
         self._of_tensor = momentum if isinstance(momentum, Tensor) else None
         self.momentum = (0.0, 0.0) if momentum is None or self._of_tensor is not None else _two(float(momentum))
-        channels = running_mean.numel()
-        self._channels = channels
         self.constants = {
             "CUMULATIVE": momentum is None,
             "SKIP": skip_nonfinite,
-            "MOVED": min(power_of_two(channels), _MOVED_AT_ONCE),
+            "MOVED": min(power_of_two(running_mean.numel()), _MOVED_AT_ONCE),
         }
 
     def launch(self, mean: Tensor, var: Tensor, known: Known | None = None) -> None:
@@ -71,7 +69,7 @@ class Move:
                 described = f"shape {tuple(statistic.shape)} on {statistic.device}"
                 raise RuntimeError(f"batchnorm: a statistic of {described} does not go with the running buffers.")
         tensors = (*self.tensors, mean.contiguous(), var.contiguous(), self._of_tensor)
-        launch(move_running, 1, mean, tensors, (*self.momentum, self._channels), _WARPS, self.constants, None, known)
+        launch(move_running, 1, mean, tensors, (*self.momentum, mean.numel()), _WARPS, self.constants, None, known)
 
     def finish(self) -> None:
         """Write back what was moved in a copy."""

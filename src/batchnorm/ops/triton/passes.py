@@ -151,6 +151,10 @@ class Pass:
         """What :meth:`new_tensor` gave, when it is filled, with the strides that the contract names."""
         return found if self.plan.lies else torch.empty_like(self.given).copy_(found)
 
+    def guards(self, part: Cut) -> bool:
+        """Whether a kernel that sums has to look at each position: some are masked, or a slice is not whole."""
+        return self.mask is not None or self.walk.positions % part.size != 0
+
     def launch(
         self,
         kernel: Any,
