@@ -19,13 +19,14 @@ def test_claims_are_found_and_chosen_by_name() -> None:
     ]
 
 
-def test_the_order_is_that_of_a_story_and_knows_every_claim_of_the_quick_tier() -> None:
+def test_the_order_is_that_of_a_story_and_knows_every_claim() -> None:
     assert next(iter(registered())) == "convergence"
-    assert {claim.id for claim in select([])} == set(registry._STORY)
+    assert list(registered()) == [name for name in registry._STORY if name in registered()]
+    assert set(registered()) <= set(registry._STORY)
 
 
 def test_an_unknown_claim_lists_those_that_are_known() -> None:
-    with pytest.raises(StudyError, match=r"unknown claim: nope\. Known claims: convergence, sigmoid-distribution"):
+    with pytest.raises(StudyError, match=r"unknown claim: nope\. Known claims: convergence, "):
         select(["convergence", "nope"])
 
 

@@ -4,7 +4,7 @@ Only :func:`render` needs plotly (for its bundled JavaScript) and latex2mathml; 
 """
 
 from .block import Block, Code, Entries, Entry, Fold, Formula, Heading, Link, Section, Table
-from .chart import Chart, Contours, Curves, Figure, Intervals, Panels, Row, Series
+from .chart import Chart, Contours, Curves, Figure, Intervals, Panels, Picture, Pictures, Row, Series
 from .number import spoken
 from .page import render
 from .small import Small
@@ -24,6 +24,8 @@ __all__ = [
     "Intervals",
     "Link",
     "Panels",
+    "Picture",
+    "Pictures",
     "Row",
     "Section",
     "Series",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["Chart", "Contours", "Curves", "Figure", "Intervals", "Panels", "Row", "Series"]
+__all__ = ["Chart", "Contours", "Curves", "Figure", "Intervals", "Panels", "Picture", "Pictures", "Row", "Series"]
 
 
 @dataclass(frozen=True)
@@ -158,5 +158,34 @@ class Panels:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """One image.
+
+    Args:
+        label: What it is, in a few words.
+        pixels: Rows of pixels, each with 1 (grey) or 3 (red, green, blue) values from 0 (black) to 1; what lies
+            outside is shown as black or full.
+    """
+
+    label: str
+    pixels: Sequence[Sequence[Sequence[float]]]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Images side by side, all at one size and with sharp pixels.
+
+    Args:
+        title: What the reader should see in them, as a sentence.
+        rows: Rows of images, from top to bottom, equally many in each.
+        note: What is said once for all of them.
+    """
+
+    title: str
+    rows: Sequence[Sequence[Picture]]
+    note: str = ""
+
+
 #: What a page shows as one figure.
-Figure: TypeAlias = Chart | Panels
+Figure: TypeAlias = Chart | Panels | Pictures

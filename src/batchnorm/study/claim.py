@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import ClassVar, TypeAlias
 
@@ -17,6 +17,7 @@ from ..report.chart import Figure
 from ..report.number import spoken
 from .data.source import Source
 from .statistics import Interval
+from .subjects import Subject
 
 __all__ = [
     "TIERS",
@@ -28,6 +29,8 @@ __all__ = [
     "Report",
     "Result",
     "Run",
+    "SubjectClaim",
+    "Topic",
     "Value",
     "Verdict",
     "by_arm",
@@ -44,6 +47,14 @@ Report: TypeAlias = Callable[[float, str], None]
 TIERS = ("quick", "standard", "full")
 
 
+class Topic(Enum):
+    """What a claim is about, as the overview tells it."""
+
+    DOES = "what batch norm does"
+    CONTESTED = "what is contested"
+    HURTS = "what hurts"
+
+
 class Verdict(Enum):
     """What the data of one study say about a claim."""
 
@@ -58,13 +69,14 @@ class About:
 
     Args:
         id: Its name on the command line.
+        topic: Where the overview tells it.
         title: The claim in a line.
         statement: The claim in plain words.
         formula: What is compared, as a formula in LaTeX.
         symbols: What the letters in it are, in a sentence; empty where it says so itself.
         source: Paper and section.
         paper: The paper's own number and why it is not comparable with ours; None where none was checked.
-        setup: What is run.
+        setup: What is run; of a :class:`SubjectClaim` without the network itself, which describes itself.
         metric: What is measured.
         direction: Which way it must go.
         pass_rule: When each verdict is given.
@@ -78,6 +90,7 @@ class About:
     """
 
     id: str
+    topic: Topic
     title: str
     statement: str
     formula: str
@@ -251,6 +264,10 @@ class Claim(Experiment):
         """As declared."""
         return self.about.smallest
 
+    def at(self, tier: str) -> Claim:
+        """The claim as a tier of :data:`TIERS` runs it: a dearer one may have more arms."""
+        return self
+
     @abstractmethod
     def conclude(self, results: Sequence[Result]) -> Conclusion:
         """Gives the verdict. Pure: it depends on the results and on nothing else."""
@@ -258,6 +275,24 @@ class Claim(Experiment):
     @abstractmethod
     def without_effect(self) -> Claim:
         """The same claim with the effect taken away, as ``about.control`` says: it must not be reproduced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectClaim(Claim):
+    """A claim that can be put to a network of the user's.
+
+    Args:
+        subject: The network that its arms are derived from.
+    """
+
+    subject: Subject
+
+    #: What it derives from the network: names of :data:`batchnorm.study.arms.ARMS`.
+    arms_of_subject: ClassVar[tuple[str, ...]] = ("batch",)
+
+    def on(self, subject: Subject) -> SubjectClaim:
+        """The same claim about another network."""
+        return replace(self, subject=subject)
 
 
 def by_arm(results: Sequence[Result]) -> dict[str, dict[int, Result]]:

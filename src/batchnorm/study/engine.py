@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .claim import Claim, Conclusion, Experiment, Result, Run, Verdict
+from ..errors import BatchNormError
+from .claim import Claim, Conclusion, Experiment, Result, Run, SubjectClaim, Verdict
 from .data import Source, load
-from .data.split import parts
+from .data.split import parts, split
 from .error import StudyError
 from .fingerprint import Ingredients, ingredients
 from .processes import Task, available_cores, perform_all
 from .store import Store
+from .subjects import check
 
 __all__ = ["MINIMUM_SEEDS", "Outcome", "Plan", "Progress", "conclude", "prepare", "run_study"]
 
@@ -141,10 +143,14 @@ def prepare(
         reuse: False takes none from there.
 
     Raises:
-        StudyError: If the images cannot be loaded, or are too few for a batch of an experiment.
+        StudyError: If the images cannot be loaded, or are too few for a batch of an experiment; if a network cannot be
+            built, does not take the images, or has no arms that a claim needs.
     """
     if any(experiment.smallest for experiment in experiments):
         _check_images(experiments, seeds, data)
+    for experiment in experiments:
+        if isinstance(experiment, SubjectClaim):
+            _check_subject(experiment, seeds[0], data)
     runs: list[tuple[Experiment, Run, Ingredients]] = []
     for experiment in experiments:
         planned = experiment.plan(seeds, data if experiment.smallest else None)
@@ -175,6 +181,13 @@ def _check_images(experiments: Sequence[Experiment], seeds: Sequence[int], data:
                 f"{data} {training} are for training.",
                 "give more images, or name the claims that need fewer",
             )
+
+
+def _check_subject(claim: SubjectClaim, seed: int, data: Source) -> None:
+    try:
+        check(claim.subject, split(data, seed), claim.arms_of_subject)
+    except BatchNormError as error:
+        raise StudyError(f"{claim.id}: {error.problem}", error.mend) from error
 
 
 def conclude(claims: Sequence[Claim], results: Mapping[str, Sequence[Result]], seeds: Sequence[int]) -> list[Outcome]:

@@ -15,15 +15,16 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import distributions
+from importlib.metadata import distributions, packages_distributions, version
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
 from ..machine import processor
-from .claim import Experiment, Run
+from .claim import Experiment, Run, SubjectClaim
 from .data import Source, load
+from .subjects import Own
 from .threads import THREAD_VARIABLES
 
 __all__ = ["Ingredients", "ingredients", "sources"]
@@ -35,7 +36,7 @@ _PACKAGE = __name__.split(".", maxsplit=1)[0]
 _PICTURES = f"{_PACKAGE}.report"
 # Environment variables of the libraries behind torch, by which their kernels can be chosen.
 _SWITCHES = ("ATEN_", "DNNL_", "MKL_", "ONEDNN_", "OPENBLAS_")
-_LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
+_LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "scikit-image")
 
 
 def ingredients(experiment: Experiment, run: Run) -> Ingredients:
@@ -48,8 +49,19 @@ def ingredients(experiment: Experiment, run: Run) -> Ingredients:
         "settings": repr(experiment),
         "data": _data(run.data),
         "code": _code(type(experiment).__module__),
+        "network": _network(experiment),
         "versions": _versions(),
     }
+
+
+def _network(experiment: Experiment) -> dict[str, str] | None:
+    """The code of a network of the user's; of one from an installed package, its version."""
+    if not isinstance(experiment, SubjectClaim) or not isinstance(experiment.subject, Own):
+        return None
+    module = experiment.subject.target.partition(":")[0]
+    package = module.partition(".")[0]
+    names = packages_distributions().get(package, []) if _foreign(package) else []
+    return {"code": _code(module)} | {name: version(name) for name in sorted(set(names))}
 
 
 def _data(source: Source | None) -> dict[str, object] | None:

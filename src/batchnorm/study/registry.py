@@ -16,17 +16,35 @@ __all__ = ["registered", "select"]
 # The order in which a page tells them: first what it is for, then how it works, then what can go wrong. A claim
 # that is not named here comes after these.
 _STORY = (
+    # What batch norm does.
     "convergence",
-    "sigmoid-distribution",
+    "learning-rate",
+    "initialisation",
     "input-standardisation",
     "error-surface",
     "gamma-beta",
     "scale-invariance",
-    "placement",
     "saturation",
+    "residual-identity",
+    "regularisation",
+    "ingredients",
+    "affine-only",
+    # Why: what is contested.
+    "sigmoid-distribution",
+    "covariate-shift",
+    "noisy-bn",
+    "smoothness",
+    "placement",
+    # What hurts, and what helps against it.
     "gradient-explosion",
     "population-variance",
+    "ema-vs-population",
+    "batch-size",
+    "ghost",
+    "renorm",
     "dropout-shift",
+    "domain-shift",
+    "super-resolution",
     "eps-placement",
 )
 
@@ -52,7 +70,7 @@ def registered() -> dict[str, Claim]:
 
 
 def select(names: Sequence[str], tier: str = TIERS[0]) -> list[Claim]:
-    """The claims of these names, each once and of any tier; where no name is given, those of a tier and below.
+    """The claims of these names, each once; where no name is given, those of a tier and below; as that tier runs them.
 
     Raises:
         StudyError: If a name is not known; the message lists those that are.
@@ -61,6 +79,9 @@ def select(names: Sequence[str], tier: str = TIERS[0]) -> list[Claim]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise StudyError(f"unknown claim: {', '.join(unknown)}. Known claims: {', '.join(known)}.")
-    if names:
-        return [known[name] for name in dict.fromkeys(names)]
-    return [claim for claim in known.values() if TIERS.index(claim.about.tier) <= TIERS.index(tier)]
+    chosen = (
+        [known[name] for name in dict.fromkeys(names)]
+        if names
+        else [claim for claim in known.values() if TIERS.index(claim.about.tier) <= TIERS.index(tier)]
+    )
+    return [claim.at(tier) for claim in chosen]

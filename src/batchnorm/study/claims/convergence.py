@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...report.chart import Chart, Curves, Intervals, Row, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, split
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
 from ..networks import convolutional
@@ -85,6 +85,7 @@ class Convergence(Claim):
 
     about: ClassVar[About] = About(
         id="convergence",
+        topic=Topic.DOES,
         title="Batch norm reaches the same accuracy in fewer training steps",
         statement=(
             "A network with batch norm reaches the accuracy of the same network without it in fewer training steps, "

@@ -15,7 +15,7 @@ from ... import BatchNorm1d, BatchNorm2d
 from ...population import recalibrate
 from ...reference import moments, pooled_moments
 from ...report.chart import Curves, Figure, Intervals, Row, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, split
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
 from ..networks import convolutional, with_dropout
@@ -74,6 +74,7 @@ class DropoutShift(Claim):
 
     about: ClassVar[About] = About(
         id="dropout-shift",
+        topic=Topic.HURTS,
         title="Dropout before batch norm makes it learn a variance that it never meets at test",
         statement=(
             "Dropout keeps a value with probability p and divides it by p, so its mean stays and its variance grows. "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import BatchNorm1d, Standardize
 from ...report.chart import Curves, Panels, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict
 from ..data import Source, table
 from ..statements import joined, rank
 from ..statistics import Interval, interval
@@ -79,6 +79,7 @@ class EpsPlacement(Claim):
 
     about: ClassVar[About] = About(
         id="eps-placement",
+        topic=Topic.HURTS,
         title="ε outside the root, or the mean over the last axis, is a different layer",
         statement=(
             "Two home-made forms are often taken for batch norm. One adds ε to the standard deviation instead of "

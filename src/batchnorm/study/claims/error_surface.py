@@ -13,7 +13,7 @@ import torch
 
 from ... import Standardize
 from ...report.chart import Contours, Curves, Panels, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, table
 from ..descent import curvatures_of, descend, detour, steps_to, turns
 from ..statements import joined, rank
@@ -56,6 +56,7 @@ class ErrorSurface(Claim):
 
     about: ClassVar[About] = About(
         id="error-surface",
+        topic=Topic.DOES,
         title="Features of different scale make a narrow valley, standardised ones a bowl",
         statement=(
             "Where one feature varies far more than another, the loss rises steeply along one weight and "

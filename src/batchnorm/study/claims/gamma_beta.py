@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from ... import BatchNorm1d, BatchNorm2d
 from ...report.chart import Figure, Intervals, Row
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, Split, split
 from ..learning import LEARNT, baseline, learnt, shortfall
 from ..networks import convolutional, fully_connected
@@ -84,6 +84,7 @@ class GammaBeta(Claim):
 
     about: ClassVar[About] = About(
         id="gamma-beta",
+        topic=Topic.DOES,
         title="Gamma and beta can undo the standardisation; how much they matter depends on what follows",
         statement=(
             "Standardising a layer's output could take away what the layer can represent, so batch norm scales it by "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ... import BatchNorm1d
 from ...report.chart import Curves, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source
 from ..statements import joined, rank
 from ..statistics import Interval, interval, paired
@@ -71,6 +71,7 @@ class GradientExplosion(Claim):
 
     about: ClassVar[About] = About(
         id="gradient-explosion",
+        topic=Topic.HURTS,
         title="Batch norm makes gradients explode with depth at initialisation",
         statement=(
             "In a deep, plain, randomly initialised ReLU network with batch norm the gradient grows by a "

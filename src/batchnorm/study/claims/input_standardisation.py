@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ... import Standardize
 from ...report.chart import Curves, Figure, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..copies import Copies, losses_of
 from ..data import Source, table
 from ..statements import joined, rank
@@ -53,6 +53,7 @@ class InputStandardisation(Claim):
 
     about: ClassVar[About] = About(
         id="input-standardisation",
+        topic=Topic.DOES,
         title="Standardised input trains faster, and batch norm as the first layer does the same",
         statement=(
             "A network whose input features have mean 0 and standard deviation 1 needs fewer training steps than the "

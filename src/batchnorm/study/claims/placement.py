@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, Split, split
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
 from ..networks import fully_connected
@@ -89,6 +89,7 @@ class Placement(Claim):
 
     about: ClassVar[About] = About(
         id="placement",
+        topic=Topic.CONTESTED,
         title="Batch norm before or after the activation: the order matters little",
         statement=(
             "Batch norm can stand between a layer and its activation, as in the paper, or behind the activation. "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ... import BatchNorm1d, BatchNorm2d
 from ...reference.population import average_of_batches, law_of_total_variance
 from ...report.chart import Curves, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, split
 from ..statistics import Interval, interval, paired
 from ..training import Recipe, train
@@ -106,6 +106,7 @@ class PopulationVariance(Claim):
 
     about: ClassVar[About] = About(
         id="population-variance",
+        topic=Topic.HURTS,
         title="Averaging batch variances loses the variance between batches",
         statement=(
             "For inference, batch norm needs the variance of a layer's input over all data. The paper's "

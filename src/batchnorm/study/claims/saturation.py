@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from ...report.chart import Curves, Panels, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, split
 from ..gradients import log_norms, lost, wide_factor
 from ..networks import fully_connected
@@ -51,6 +51,7 @@ class Saturation(Claim):
 
     about: ClassVar[About] = About(
         id="saturation",
+        topic=Topic.DOES,
         title="Batch norm moderates vanishing and exploding gradients, but too deep a sigmoid net still vanishes",
         statement=(
             "Sigmoid and tanh are flat where their input is large, so in a deep net of them the gradient vanishes "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ... import BatchNorm1d
 from ...report.chart import Curves, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, split
 from ..networks import fully_connected
 from ..statistics import interval
@@ -116,6 +116,7 @@ class ScaleInvariance(Claim):
 
     about: ClassVar[About] = About(
         id="scale-invariance",
+        topic=Topic.DOES,
         title="Batch norm takes out the scale of the weights, and larger weights get smaller gradients",
         statement=(
             "If the weights before a batch norm are multiplied by a > 0, the norm's output stays the same, the "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Value, Verdict, by_arm
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, Split, split
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
 from ..networks import fully_connected
@@ -101,6 +101,7 @@ class SigmoidDistribution(Claim):
 
     about: ClassVar[About] = About(
         id="sigmoid-distribution",
+        topic=Topic.CONTESTED,
         title="Batch norm keeps the distribution of a sigmoid's inputs stable",
         statement=(
             "While a network trains, what a hidden sigmoid gets as input changes its distribution, because the layers "
