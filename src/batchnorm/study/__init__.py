@@ -5,11 +5,12 @@ from .data import Source
 from .engine import Outcome, Plan, Progress, run_study
 from .error import StudyError
 from .registry import registered, select
-from .subjects import Own, Stack, Subject
+from .subjects import Dense, Own, Stack, Subject
 
 __all__ = [
     "Claim",
     "Conclusion",
+    "Dense",
     "Effect",
     "Outcome",
     "Own",

@@ -15,9 +15,9 @@ from typing import ClassVar, TypeAlias
 
 from ..report.chart import Figure
 from ..report.number import spoken
-from .data.source import Source
+from .data import Source, Split
 from .statistics import Interval
-from .subjects import Subject
+from .subjects import Subject, check
 
 __all__ = [
     "TIERS",
@@ -289,6 +289,17 @@ class SubjectClaim(Claim):
 
     #: What it derives from the network: names of :data:`batchnorm.study.arms.ARMS`.
     arms_of_subject: ClassVar[tuple[str, ...]] = ("batch",)
+
+    def check(self, parts: Split) -> None:
+        """Refuses a network that the claim cannot be put to, before anything is trained.
+
+        Args:
+            parts: Images and labels that it must take.
+
+        Raises:
+            StudyError: If it cannot be built, lacks an arm, or does not take the images.
+        """
+        check(self.subject, parts, self.arms_of_subject)
 
     def on(self, subject: Subject) -> SubjectClaim:
         """The same claim about another network."""

@@ -14,7 +14,6 @@ from .error import StudyError
 from .fingerprint import Ingredients, ingredients
 from .processes import Task, available_cores, perform_all
 from .store import Store
-from .subjects import check
 
 __all__ = ["MINIMUM_SEEDS", "Outcome", "Plan", "Progress", "conclude", "prepare", "run_study"]
 
@@ -185,7 +184,7 @@ def _check_images(experiments: Sequence[Experiment], seeds: Sequence[int], data:
 
 def _check_subject(claim: SubjectClaim, seed: int, data: Source) -> None:
     try:
-        check(claim.subject, split(data, seed), claim.arms_of_subject)
+        claim.check(split(data, seed))
     except BatchNormError as error:
         raise StudyError(f"{claim.id}: {error.problem}", error.mend) from error
 

@@ -14,9 +14,9 @@ from ..targets import TargetError, resolve
 from .arms import derive, norms
 from .data import Split
 from .error import StudyError
-from .networks import convolutional
+from .networks import convolutional, fully_connected
 
-__all__ = ["Own", "Stack", "Subject", "check"]
+__all__ = ["Dense", "Own", "Stack", "Subject", "check"]
 
 
 class Subject(ABC):
@@ -35,6 +35,10 @@ class Subject(ABC):
         """A new one for images and classes as in ``parts``, in training mode; the same weights for the same seed."""
 
 
+def _spoken(activation: str) -> str:
+    return "ReLU" if activation == "relu" else activation
+
+
 @dataclass(frozen=True)
 class Stack(Subject):
     """A plain stack of 3×3 convolutions, each with batch norm before its activation, then an average and a layer.
@@ -51,10 +55,9 @@ class Stack(Subject):
     def description(self) -> str:
         """Depth, widths and strides."""
         widths = ", ".join(f"{width}{f' (stride {stride})' if stride > 1 else ''}" for width, stride in self.layers)
-        name = {"relu": "ReLU"}.get(self.activation, self.activation)
         return (
-            f"{len(self.layers)} convolutions of 3×3 with {widths} channels, each with batch norm before its {name}, "
-            "then the average over space and a linear layer"
+            f"{len(self.layers)} convolutions of 3×3 with {widths} channels, each with batch norm before its "
+            f"{_spoken(self.activation)}, then the average over space and a linear layer"
         )
 
     def build(self, parts: Split, seed: int) -> nn.Module:
@@ -67,6 +70,31 @@ class Stack(Subject):
             classes=parts.classes,
             seed=seed,
         )
+
+
+@dataclass(frozen=True)
+class Dense(Subject):
+    """Fully connected layers, all but the last with batch norm before their activation.
+
+    Args:
+        hidden: Units of the hidden layers.
+        activation: As :func:`batchnorm.study.networks.fully_connected` takes it.
+    """
+
+    hidden: tuple[int, ...]
+    activation: str = "relu"
+
+    @property
+    def description(self) -> str:
+        """Units and activation."""
+        layers = "hidden layer" if len(self.hidden) == 1 else "hidden layers"
+        units = ", ".join(map(str, self.hidden))
+        return f"{len(self.hidden)} {layers} of {units} units, each with batch norm and {_spoken(self.activation)}"
+
+    def build(self, parts: Split, seed: int) -> nn.Module:
+        """The layers, with He's initialisation for ReLU and Glorot's for others."""
+        sizes = (parts.train[0][0].numel(), *self.hidden, parts.classes)
+        return fully_connected(sizes, activation=self.activation, norm="before", seed=seed)
 
 
 @dataclass(frozen=True)
