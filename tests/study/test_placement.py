@@ -10,10 +10,18 @@ from batchnorm.study import Conclusion, Result, Verdict
 from batchnorm.study.claims.placement import Placement, blanked, two_one_sided
 from batchnorm.study.data import Split, split
 from batchnorm.study.statistics import interval
+from batchnorm.study.subjects import Dense
 from batchnorm.study.training import Recipe, train
 from study.helpers import DIGITS, baseline_of, run_here, wave
 
-SMALL = Placement(hidden=(24,), relu_rates=(0.1, 0.4), sigmoid_rates=(0.1, 1.0), steps=70, every=35)
+SMALL = Placement(
+    subject=Dense((24,)),
+    other=Dense((24,), "sigmoid"),
+    relu_rates=(0.1, 0.4),
+    sigmoid_rates=(0.1, 1.0),
+    steps=70,
+    every=35,
+)
 
 
 def test_a_small_run_is_deterministic_and_trains_both_orders() -> None:

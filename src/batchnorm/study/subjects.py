@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..errors import BatchNormError
 from ..targets import TargetError, resolve
 from .arms import derive, norms
 from .data import Split
@@ -151,8 +150,6 @@ def check(subject: Subject, parts: Split, arms: Sequence[str]) -> None:
         try:
             with torch.no_grad():
                 output = model.eval()(images)
-        except BatchNormError:
-            raise
         except Exception as error:
             raise StudyError(
                 f"the network ({subject.description}), with {arm!r} for its norms, does not take images of shape "

@@ -1,0 +1,76 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from batchnorm.study import Dense, Own, Stack, StudyError
+from batchnorm.study.claims.placement import Placement
+from batchnorm.study.data import split
+from batchnorm.study.engine import prepare
+from batchnorm.study.fingerprint import ingredients
+from batchnorm.study.subjects import check
+from study.helpers import DIGITS, run_here
+
+OWN = Own("study.own_networks:small")
+
+
+def test_the_same_seed_builds_the_same_weights_and_draws_nothing_else() -> None:
+    parts = split(DIGITS, 0)
+    for subject in (Stack(((8, 2), (16, 1))), Dense((12,)), OWN):
+        state = torch.random.get_rng_state()
+        first, again, other = (subject.build(parts, seed) for seed in (3, 3, 4))
+        # What a user's callable draws is seeded for it alone.
+        assert subject is not OWN or torch.equal(torch.random.get_rng_state(), state)
+        weights, repeated, others = (list(model.state_dict().values()) for model in (first, again, other))
+        assert all(torch.equal(one, two) for one, two in zip(weights, repeated, strict=True))
+        assert not all(torch.equal(one, two) for one, two in zip(weights, others, strict=True))
+        assert first.training
+        assert first(parts.train[0][:4]).shape == (4, 10)
+        check(subject, parts, ("none", "group", "batch", "ghost", "renorm", "frozen"))
+
+
+def test_they_say_what_they_are() -> None:
+    assert Stack(((8, 2), (16, 1)), "tanh").description == (
+        "2 convolutions of 3×3 with 8 (stride 2), 16 channels, each with batch norm before its tanh, "
+        "then the average over space and a linear layer"
+    )
+    assert Dense((100,)).description == "1 hidden layer of 100 units, each with batch norm and ReLU"
+    assert OWN.description == "your own, study.own_networks:small"
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("study.own_networks:missing", "study.own_networks has no missing"),
+        ("study.own_networks:raising", "calling it raised ValueError: no weights here"),
+        ("study.own_networks:number", "it returned int, not a torch.nn.Module"),
+        ("study.own_networks:without_norm", "Sequential has no batch norm, so there is nothing to study"),
+        ("study.own_networks:for_other_images", r"does not take images of shape \(2, 1, 8, 8\): \w+Error"),
+        ("study.own_networks:too_few_classes", r"gives \(2, 4\) for two images of 10 classes"),
+        ("study.own_networks:a_map", r"gives \(2, 10, 8, 8\) for two images"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused_before_anything_runs(target: str, problem: str) -> None:
+    with pytest.raises(StudyError, match=problem):
+        prepare([Placement().on(Own(target))], [0], DIGITS)
+
+
+def test_a_claim_refuses_what_only_it_cannot_take() -> None:
+    with pytest.raises(StudyError, match=r"placement: the network .* has no batch norm with an activation directly"):
+        prepare([Placement().on(Own("study.own_networks:functional"))], [0], DIGITS)
+
+
+def test_a_claim_runs_on_an_own_network_and_knows_its_code() -> None:
+    claim = replace(Placement(relu_rates=(0.1,), steps=30, every=30), blank=0).on(OWN)
+    results = run_here(claim, seeds=range(2))
+    assert [result.run.arm for result in results[:2]] == ["own before 0.1", "own after 0.1"]
+    assert results[0].values["validation"] != results[1].values["validation"]
+    conclusion = claim.conclude(results)
+    assert "its activations" in conclusion.effects[0].name
+    wanted = ingredients(claim, results[0].run)
+    assert wanted["network"] != ingredients(claim.on(Own("study.helpers:wave")), results[0].run)["network"]
+    assert ingredients(Placement(), results[0].run)["network"] is None
+    # Of an installed package the version stands for the code.
+    torchs = ingredients(claim.on(Own("torch.nn:Linear")), results[0].run)["network"]
+    assert isinstance(torchs, dict)
+    assert torchs["torch"] == str(torch.__version__)
