@@ -1,5 +1,7 @@
 """The operators under ``torch.ops.batchnorm``: schema, fake, autograd registration, aliasing, strides."""
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -34,15 +36,17 @@ def activation(name: str) -> tuple[float, str, list[float]]:
     return 1e-5, described.name, list(described.parameters)
 
 
-def vary(test: Any) -> Any:
-    for mark in (
-        pytest.mark.parametrize("name", ["identity", "relu", "leaky_relu", "silu"]),
-        pytest.mark.parametrize("mask", [False, True]),
-        pytest.mark.parametrize("format", list(FORMATS)),
-        pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str),
+def cases() -> Iterator[Any]:
+    """Every dtype, format, mask and name; slow but for those in which no two things are unusual at once."""
+    for dtype, format, mask, name in product(
+        (torch.float32, torch.bfloat16), FORMATS, (False, True), ("identity", "relu", "leaky_relu", "silu")
     ):
-        test = mark(test)
-    return test
+        unusual = (dtype != torch.float32) + (format != "contiguous") + mask + (name != "relu")
+        marks = [pytest.mark.slow] if unusual > 1 else []
+        yield pytest.param(dtype, format, mask, name, marks=marks, id=f"{name}-{mask}-{format}-{dtype}")
+
+
+vary = pytest.mark.parametrize(("dtype", "format", "mask", "name"), list(cases()))
 
 
 def run_forward(values: dict[str, Any], name: str, keep_bits: bool) -> tuple[Tensor, ...]:
