@@ -9,9 +9,10 @@ import pytest
 
 from batchnorm import __version__
 from batchnorm.cli import main, tools
-from batchnorm.study import Source, registered
+from batchnorm.study import Source, SubjectClaim, registered
 
-ENVIRONMENT = {**os.environ, "COLUMNS": "40"}
+# The networks that tests have as their own lie among the tests.
+ENVIRONMENT = {**os.environ, "COLUMNS": "40", "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def _run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
@@ -48,6 +49,20 @@ def test_the_list_has_one_full_row_a_claim_however_narrow_the_terminal() -> None
 @pytest.mark.parametrize("option", ["--seeds", "--workers", "--samples", "--image-size"])
 def test_zero_is_refused(option: str) -> None:
     assert _run("study", option, "0").returncode == 2
+
+
+def test_a_network_of_the_users_is_for_the_claims_that_can_be_put_to_one(tmp_path: Path) -> None:
+    done = _run("study", "--list", "--model", "study.own_networks:small")
+    listed = [row.split()[0] for row in done.stdout.splitlines()]
+    assert listed == [claim.id for claim in registered().values() if isinstance(claim, SubjectClaim)]
+    assert {"learning-rate", "placement", "dropout-shift", "batch-size", "ema-vs-population"} <= set(listed)
+    out = str(tmp_path / "out")
+    done = _run("study", "placement", "eps-placement", "--model", "study.own_networks:small", "--out", out)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "eps-placement: not about a network that one could give (--model). Mend: name some of" in done.stderr
+    done = _run("study", "placement", "--model", "study.own_networks:nothing", "--data", "digits", "--out", out)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "placement: study.own_networks:nothing" in done.stderr
 
 
 def test_an_option_that_could_have_no_effect_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import math
 from batchnorm.report import (
     Code,
     Contours,
+    Counts,
     Curves,
     Entries,
     Entry,
@@ -12,8 +13,12 @@ from batchnorm.report import (
     Formula,
     Heading,
     Intervals,
+    Line,
+    Lines,
     Link,
     Panels,
+    Picture,
+    Pictures,
     Row,
     Section,
     Series,
@@ -66,6 +71,19 @@ def entries(name: str) -> Entries:
     return Entries([one, Entry(name, "entry-2", pictures=both)], only=name)
 
 
+def pictures(name: str) -> Pictures:
+    """Grey and coloured images in two rows."""
+    grey = [[[x / 4 - 0.1] for x in range(6)] for _ in range(4)]
+    coloured = [[[x / 5, y / 3, math.nan] for x in range(6)] for y in range(4)]
+    return Pictures(name, [[Picture(name, grey)] * 3, [Picture(name, coloured)] * 3], name)
+
+
+def glance(name: str) -> Lines:
+    """A line for every chart, and one without a picture."""
+    shown = [*charts(name), Panels(name, charts(name)), pictures(name), None]
+    return Lines(name, [Line(name, "one", name, "good", name, name, name, picture) for picture in shown], "glance")
+
+
 def page(name: str) -> str:
     """A page that shows all there is, with one text everywhere."""
     drawn = charts(name)
@@ -73,5 +91,6 @@ def page(name: str) -> str:
     blocks = (name, (name, name), (name, name), name, Heading(name, "heading"), Formula(FORMULA), table, *drawn)
     more = (Panels(name, [drawn[1], drawn[4]], note=name), Code(name), Link(name, "one"))
     more += (Heading(name, "marked", ((name, "open"),)), Fold(name, (name, Code(name))), entries(name))
+    more += (pictures(name), Counts([(2, name, "good"), (1, name, "")]), glance(name))
     sections = [Section(name, "one", name, "good", blocks), Section(name, "two", name, "bad", more), Section(name)]
     return render(name, name, sections, footer=name)

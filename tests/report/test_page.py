@@ -24,7 +24,7 @@ def test_all_text_is_escaped_and_nothing_is_fetched() -> None:
     own = text.replace(bundle, "")
     assert own.count("<script") == 4
     assert own.count("</script>") == 4
-    assert "<img" not in own
+    assert "<img" not in own.replace('<img src="data:image/png;base64,', "")
     assert Loads.of(own) == {"data:,", "#one", "#two", "#start"}
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", own)
 

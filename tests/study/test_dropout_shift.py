@@ -2,22 +2,28 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from batchnorm import BatchNorm1d, BatchNorm2d
+from batchnorm import BatchNormAct2d
+from batchnorm.report.chart import Curves, Intervals, Panels
 from batchnorm.study import Conclusion, Result, Run, Verdict
-from batchnorm.study.claims.dropout_shift import DropoutShift, learned_variance
+from batchnorm.study.claims.dropout_shift import CLAIM, DropoutShift
+from batchnorm.study.data import split
+from batchnorm.study.dropout import PLACEMENTS, places, with_dropout
+from batchnorm.study.error import StudyError
 from batchnorm.study.learning import SHARE
-from batchnorm.study.networks import PLACEMENTS, convolutional, fully_connected, with_dropout
+from batchnorm.study.population import met
+from batchnorm.study.shift import learned_variance
+from batchnorm.study.subjects import Own, Stack
 from study.helpers import DIGITS, baseline_of, run_here, wave
 
 SMALL = DropoutShift(
     exact_rates=(0.25, 0.5),
     means=(0.0, 2.0),
-    batches=(80, 256, 32),
-    layers=((8, 1), (8, 2)),
+    batches=(80, 256, 16),
+    subject=Stack(((8, 1), (8, 2))),
     arms=(("before norm", 0.5),),
-    steps=60,
+    steps=50,
     share=0.1,
 )
 
@@ -61,24 +67,133 @@ def test_the_formula_is_the_variance_of_a_value_that_is_dropped_or_kept(rate: fl
     assert learned_variance(rate, mean) == pytest.approx(second - first * first)
 
 
-def test_dropout_stands_where_its_placement_says() -> None:
-    kinds = {placement: [type(layer) for layer in with_dropout(_network(), placement, 0.5)] for placement in PLACEMENTS}
-    norm = [index for index, kind in enumerate(kinds["before norm"]) if kind is BatchNorm2d]
-    assert [kinds["before norm"][index - 1] for index in norm] == [nn.Dropout] * 2
-    norm = [index for index, kind in enumerate(kinds["after norm"]) if kind is BatchNorm2d]
-    assert [kinds["after norm"][index + 1] for index in norm] == [nn.Dropout] * 2
-    active = [index for index, kind in enumerate(kinds["after activation"]) if kind is nn.ReLU]
-    assert [kinds["after activation"][index + 1] for index in active] == [nn.Dropout] * 2
-    assert kinds["before last"].count(nn.Dropout) == 1
-    assert kinds["before last"][-2:] == [nn.Dropout, nn.Linear]
-    dense = with_dropout(fully_connected((4, 3, 2), activation="relu", norm="before", seed=0), "before norm", 0.5)
-    assert [type(layer) for layer in dense][2:4] == [nn.Dropout, BatchNorm1d]
+class Residual(nn.Module):
+    """A network as users write them: no stack, activations as modules and as functions, dropout of its own."""
+
+    def __init__(self, *, functions: bool = False) -> None:
+        super().__init__()
+        self.head, self.unused = nn.Linear(4, 10), nn.Linear(4, 4)
+        self.stem, self.branch = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.second, self.first = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.active = nn.ReLU(inplace=True)
+        self.functions = functions
+        self.own = nn.Dropout(0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        act = torch.relu if self.functions else self.active
+        hidden = act(self.first(self.stem(images)))
+        hidden = act(hidden + self.own(self.second(self.branch(hidden))))
+        pooled = hidden.mean((2, 3))
+        return pooled @ self.head.weight.T + self.head.bias if self.functions else self.head(pooled)
+
+
+def _functional() -> nn.Module:
+    return Residual(functions=True)
+
+
+IMAGES = torch.linspace(-1, 1, 4 * 64).reshape(4, 1, 8, 8)
+
+
+def test_dropout_finds_its_places_in_any_network() -> None:
+    model = Residual()
+    found = places(model, IMAGES)
+    assert found["before norm"] == found["after norm"] == [model.first, model.second]  # as they are called
+    assert found["after activation"] == [model.active]
+    assert found["before last"] == [model.head]
+    assert model.training
+    nothing = places(_functional(), IMAGES)
+    assert [len(nothing[placement]) for placement in PLACEMENTS] == [2, 2, 0, 0]
+    # Nothing can stand between a norm and an activation of its own: after both is after the activation.
+    norm = BatchNormAct2d(4, activation="relu")
+    fused = places(nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Flatten(), nn.Softmax(1)), IMAGES)
+    assert [fused[placement] for placement in PLACEMENTS] == [[norm], [], [norm], []]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_dropout_stands_where_its_placement_says_and_only_in_training(placement: str) -> None:
+    model = Residual().eval()
+    plain = model(IMAGES)
+    assert with_dropout(model, placement, 0.5, IMAGES)
+    assert torch.equal(model(IMAGES), plain)
+    seen: dict[str, list[Tensor]] = {}
+
+    def watch(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        # Copies, as the activation changes its input; and the first call of each alone.
+        seen.setdefault(names[module], [given[0].clone(), output.clone()])
+
+    names = {model.first: "first", model.active: "active", model.head: "head"}
+    for module in names:
+        module.register_forward_hook(watch)
+    model.train()
+    torch.manual_seed(0)
+    model(IMAGES)
+    zeros = {
+        "before norm": seen["first"][0],
+        "after norm": seen["first"][1],
+        "after activation": seen["active"][1],
+        "before last": seen["head"][0],
+    }
+    dropped = {place: float((values == 0).double().mean()) for place, values in zeros.items()}
+    assert dropped[placement] > 0.2
+    assert (dropped["before norm"] > 0.2) == (placement == "before norm")
     with pytest.raises(ValueError, match="placement is one of"):
-        with_dropout(_network(), "before", 0.5)
+        with_dropout(model, "before", 0.5, IMAGES)
 
 
-def _network() -> nn.Sequential:
-    return convolutional(((4, 1), (6, 2)), activation="relu", norm="before", channels=1, classes=3, seed=0)
+def test_what_norms_meet_is_of_all_calls_and_all_images() -> None:
+    norm = nn.BatchNorm2d(1)
+    model = nn.Sequential(norm, nn.Dropout(0.5), norm, nn.BatchNorm2d(1, track_running_stats=False))
+    images = torch.randn(7, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert norm.running_mean is not None
+    norm.running_mean.fill_(0.5)
+    [(found, moments)] = met(model.train(), images)
+    assert found is norm
+    assert model.training
+    model.eval()
+    both = torch.cat([images, model[0](images)]).detach()
+    assert moments.count == 56
+    assert float(moments.mean[0]) == pytest.approx(float(both.mean()))
+    assert float(moments.variance[0]) == pytest.approx(float(both.var(correction=0)))
+
+
+def test_a_network_without_some_places_goes_without_these_arms() -> None:
+    subject = Own(f"{__name__}:_functional")
+    own = replace(SMALL, subject=subject, arms=(*SMALL.arms, ("after activation", 0.5)), steps=4)
+    own.check(split(DIGITS, 0))
+    results = run_here(own, seeds=range(2))
+    assert dict(results[2].values) == {"absent": True}
+    conclusion = own.conclude(results)
+    assert "no place for dropout after activation" in conclusion.findings[-1]
+    panels = conclusion.charts[1]
+    assert isinstance(panels, Panels)
+    assert isinstance(panels.charts[0], Curves)
+    assert [series.label for series in panels.charts[0].series] == ["before norm"]
+    with pytest.raises(StudyError, match="no batch norm with running statistics"):
+        SMALL.on(Own(f"{__name__}:_forgetful")).check(split(DIGITS, 0))
+
+
+def _forgetful() -> nn.Module:
+    norm = nn.BatchNorm2d(1, track_running_stats=False)
+    return nn.Sequential(norm, nn.Flatten(), nn.Linear(64, 10))
+
+
+def test_dearer_tiers_have_every_placement_and_say_what_they_cost() -> None:
+    assert CLAIM.at("quick") is CLAIM
+    full = CLAIM.at("full")
+    assert CLAIM.at("standard") == full
+    assert {placement for placement, _ in full.arms} == set(PLACEMENTS)
+    assert len(full.arms) == 12
+    assert full.arms[0] == CLAIM.arms[0]  # which decides
+    assert CLAIM.budget == CLAIM.about.budget
+    assert full.budget == pytest.approx(CLAIM.budget * 13 / 4)
+
+
+def test_after_a_norm_and_after_its_relu_dropout_is_the_same() -> None:
+    both = replace(SMALL, arms=(*SMALL.arms, ("after norm", 0.5), ("after activation", 0.5)), steps=4)
+    results = run_here(both, seeds=range(1))
+    assert dict(results[2].values) == dict(results[3].values)
+    assert "exactly the same numbers" in both.conclude(results).findings[-1]
+    assert not any("exactly the same numbers" in finding for finding in _concluded().findings)
 
 
 def _concluded(
@@ -108,7 +223,7 @@ def _concluded(
                     values[f"rate {rate:g}, mean {mean:g}"] = share * learned_variance(rate, mean)
         else:
             own = 1.0 if run.arm == "no dropout" else shift + noise * wave(run.seed)
-            values = {"by layer": [own, own], "shift": own, "first layer over formula": 1.0}
+            values = {"by layer": [own, own], "shift": own, "first layer over formula": 1.0, "absent": False}
             values |= {"validation": learned, "test": 0.8, "test anew": 0.9, "diverged": run.arm == diverged}
             values |= baseline_of(guessing)
         results.append(Result(run, values))
@@ -159,6 +274,10 @@ def test_the_effect_that_decides_comes_first() -> None:
 def test_findings_are_measured() -> None:
     found = _concluded().findings
     assert "new ones change the accuracy by +10.0 points" in found[0]
-    assert "Deeper layers" in found[1]
-    assert "Without dropout the shift is 1.000" in found[2]
-    assert "Deeper layers" not in _concluded(shift=1.0).findings[1]
+    assert "+0.0 and +0.0 before norm 0.5" in found[1]
+    assert "Deeper layers" in found[2]
+    assert "Without dropout the shift is 1.000" in found[3]
+    assert "Deeper layers" not in _concluded(shift=1.0).findings[2]
+    gains = _concluded().charts[-1]
+    assert isinstance(gains, Intervals)
+    assert [row.label for row in gains.rows] == ["dropout before norm 0.5", "no dropout"]

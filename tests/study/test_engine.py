@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from batchnorm.study import Claim, Conclusion, Effect, Progress, Result, Run, Source, StudyError, Verdict, run_study
-from batchnorm.study.claim import About, Report, Value
+from batchnorm.study.claim import About, Report, Topic, Value
 from batchnorm.study.data import load
 from batchnorm.study.engine import conclude, prepare
 from batchnorm.study.statistics import interval
@@ -23,6 +23,7 @@ from study.helpers import DIGITS
 
 ABOUT = About(
     id="toy",
+    topic=Topic.DOES,
     title="<b>Toy</b>",
     statement="says & means",
     formula="a < b",
@@ -242,18 +243,6 @@ def test_a_training_part_of_one_value_is_refused(tmp_path: Path) -> None:
     seeds = range(20)  # in some of them the one image that differs is not in the training part
     with pytest.raises(StudyError, match=r"dull.npz: with seed \d+ every pixel of the training part is 0\. Mend: give"):
         prepare([Hungry()], seeds, Source(str(tmp_path / "dull.npz")))
-
-
-class Dying(Toy):
-    def execute(self, run: Run, report: Report) -> dict[str, Value]:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return {}
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="sends SIGKILL")
-def test_a_worker_that_is_killed_is_no_fault_of_its_run() -> None:
-    with pytest.raises(StudyError, match=r"a worker process was ended from outside.*the same command goes on"):
-        run_study([Dying()], [0], DIGITS, workers=1)
 
 
 _THEIRS = """

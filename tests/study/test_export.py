@@ -5,9 +5,9 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from batchnorm.study import Conclusion, Effect, Outcome, Result, Run, Verdict
+from batchnorm.study import Conclusion, Effect, Outcome, Result, Run, SubjectClaim, Verdict, registered
 from batchnorm.study.environment import Environment
-from batchnorm.study.export import effects_table, results, runs_table, write
+from batchnorm.study.export import FORMAT, effects_table, results, runs_table, write
 from batchnorm.study.statistics import Interval, interval
 from study.test_engine import Toy
 
@@ -18,7 +18,7 @@ def _outcome(low: float = 1.0) -> Outcome:
     values = {"double": 10.0, "curve": [1 / 3, math.nan], "arm, quoted": 'a "word"', "diverged": False}
     runs = [Result(Run("toy", arm, 5, None), values, 0.5) for arm in ("left", "right")]
     effect = Effect("double", Interval(2.0, low, 3.0, 1), "points", "a note")
-    second = Effect("other", interval([0.1, 0.3]))
+    second = Effect("other", interval([0.1, 0.3]), ratio=True)
     return Outcome(Toy(), runs, Conclusion(Verdict.INCONCLUSIVE, "toy", [effect, second], (), ["found"]))
 
 
@@ -45,6 +45,18 @@ def test_what_is_not_finite_becomes_null_in_json() -> None:
     stored = results([_outcome(-math.inf)], ENVIRONMENT)["claims"]["toy"]
     assert stored["effects"][0]["low"] is None
     assert stored["runs"][0]["values"]["curve"] == [1 / 3, None]
+
+
+def test_what_a_comparison_needs_is_told() -> None:
+    stored = results([_outcome()], ENVIRONMENT)
+    assert stored["format"] == FORMAT
+    claim = stored["claims"]["toy"]
+    assert (claim["topic"], claim["network"]) == (Toy.about.topic.value, None)
+    assert claim["in short"] == list(_outcome().effect)
+    assert [effect["ratio"] for effect in claim["effects"]] == [False, True]
+    own = next(claim for claim in registered().values() if isinstance(claim, SubjectClaim))
+    outcome = replace(_outcome(), claim=own)
+    assert results([outcome], ENVIRONMENT)["claims"][own.id]["network"] == own.subject.description
 
 
 def test_the_table_of_runs_has_one_value_a_row() -> None:

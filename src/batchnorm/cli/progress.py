@@ -13,9 +13,10 @@ from rich.progress import Progress as Bars
 from ..study import Claim, Outcome, Plan, Progress, Run
 from ..study.engine import MINIMUM_SEEDS
 from ..study.environment import Environment
+from ..study.task import Crew
 from .table import show_rows
 
-__all__ = ["show_list", "show_plan", "show_verdicts", "showing"]
+__all__ = ["show_crew", "show_list", "show_plan", "show_verdicts", "showing"]
 
 
 def show_list(claims: Sequence[Claim]) -> None:
@@ -28,8 +29,14 @@ def show_list(claims: Sequence[Claim]) -> None:
     )
 
 
-def show_plan(plan: Plan, data: str, workers: int) -> None:
-    """What is going to run, on what, at which cost, and what is kept from an earlier start."""
+def show_plan(plan: Plan, data: str, workers: int | None) -> None:
+    """What is going to run, on what, at which cost, and what is kept from an earlier start.
+
+    Args:
+        plan: The study.
+        data: Its images, in words.
+        workers: Its processes; None where a cluster decides that.
+    """
     rows = []
     for experiment in plan.experiments:
         runs, kept = plan.counts(experiment)
@@ -39,18 +46,32 @@ def show_plan(plan: Plan, data: str, workers: int) -> None:
     print(f"data: {data}")
     if plan.kept:
         print(f"{len(plan.kept)} of {len(plan.runs)} runs are kept from before, in {plan.store}")
-    minutes = sum(plan.seconds_left(experiment) for experiment in plan.experiments) / workers / 60
+    minutes = sum(plan.seconds_left(experiment) for experiment in plan.experiments) / (workers or 1) / 60
     length = "nothing left to run" if len(plan.kept) == len(plan.runs) else f"about {max(minutes, 0.1):.1f} minutes"
-    print(f"{len(plan.seeds)} seeds, {workers} worker processes, {length} (budgets are for MNIST-5k)", flush=True)
+    crew = f"{workers} worker processes" if workers else "a Ray cluster, by one core"
+    print(f"{len(plan.seeds)} seeds, {crew}, {length} (budgets are for MNIST-5k)", flush=True)
     if len(plan.seeds) < MINIMUM_SEEDS:
         print(f"fewer than {MINIMUM_SEEDS} seeds: every verdict will be inconclusive", flush=True)
 
 
-def show_verdicts(outcomes: Sequence[Outcome], page: Path, environment: Environment) -> None:
-    """The page's path and one row a verdict: the last lines of a study."""
+def show_crew(crew: Crew) -> None:
+    """Which part of a cluster does the runs, and why not the rest; of this machine's own processes nothing."""
+    if crew.ray:
+        print(f"{crew}", flush=True)
+    for node in crew.left_out:
+        print(f"left out: {node}", flush=True)
+
+
+def show_verdicts(
+    outcomes: Sequence[Outcome], page: Path, environment: Environment, pictures: Sequence[Path] = ()
+) -> None:
+    """The page's path, where the pictures are, and one row a verdict: the last lines of a study."""
     kept = f", {environment.kept} of them kept from before" if environment.kept else ""
     print(f"\n{environment.runs} runs in {environment.seconds:.0f} s{kept}")
-    print(f"page: {page}\n")
+    print(f"page: {page}")
+    if pictures:
+        print(f"{len(pictures)} pictures: {pictures[0].parent}")
+    print()
     header = ("claim", "verdict", "effect", "of what")
     show_rows(
         [

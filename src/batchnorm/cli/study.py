@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from .tools import missing_tools
-
-if TYPE_CHECKING:
-    from ..study import Claim, Source
 
 __all__ = ["study"]
 
@@ -26,16 +21,29 @@ class Tier(str, Enum):
     full = "full"
 
 
+class Picture(str, Enum):
+    """The kinds of files that charts are written as."""
+
+    svg = "svg"
+    png = "png"
+
+
 def study(
     claims: Annotated[
         list[str] | None, typer.Argument(metavar="CLAIM", help="Claims to run; those of the tier by default.")
     ] = None,
-    tier: Annotated[Tier, typer.Option(help="Which claims run where none is named.")] = Tier.quick,
+    tier: Annotated[
+        Tier | None,
+        typer.Option(
+            help="Which claims run where none is named, and how much of one that is larger in a dearer tier.",
+            show_default="quick; standard with --model",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             help="Folder of the page, the results and the finished runs, which are not run again.",
-            show_default="study; study-control with --control",
+            show_default="study; study-control with --control, study-compare with --compare",
         ),
     ] = None,
     seeds: Annotated[
@@ -49,6 +57,13 @@ def study(
             "their folder, package.module:callable, mnist-5k or digits.",
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TARGET",
+            help="A network of yours with batch norm, package.module:callable; runs the claims about networks.",
+        ),
+    ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(
@@ -59,91 +74,77 @@ def study(
         int, typer.Option(min=10, help="A seed uses at most so many images, the same share of every class.")
     ] = 5000,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one an available core.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run on a Ray cluster: auto, host:port or ray://host:port; local starts one on this machine.",
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run everything again, whatever is kept.")] = False,
     control: Annotated[
         bool,
         typer.Option("--control", help="Take the effect away from each claim: now none should be reproduced."),
     ] = False,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Run nothing: compare two finished studies, folders or results.json files."),
+    ] = None,
+    export: Annotated[
+        Picture | None, typer.Option(help="Write every chart as a file of this kind too, into pictures/ of the folder.")
+    ] = None,
     list_claims: Annotated[bool, typer.Option("--list", help="List the claims and leave.")] = False,
 ) -> None:
     """Run claims about batch norm on real data and leave one page with a verdict for each.
 
     Stopped in the middle, the same command goes on from there.
     """
-    needed = missing_tools("scipy", "plotly", "latex2mathml")
+    needed = missing_tools("scipy", "plotly", "latex2mathml", "PIL", *(["matplotlib"] if export else []))
     if needed:
         _refuse(needed)
     # Imported here: `batchnorm --help` should not wait for them.
-    from ..study import StudyError, registered, select  # noqa: PLC0415
-    from ..study.data import load  # noqa: PLC0415
-    from ..study.engine import conclude, prepare  # noqa: PLC0415
-    from ..study.environment import Environment  # noqa: PLC0415
-    from ..study.explanation import Explanation  # noqa: PLC0415
-    from ..study.export import write  # noqa: PLC0415
-    from ..study.processes import available_cores  # noqa: PLC0415
-    from ..study.store import Store, remove_leftovers  # noqa: PLC0415
-    from .progress import show_list, show_plan, show_verdicts, showing  # noqa: PLC0415
+    from ..study import Own, StudyError, select  # noqa: PLC0415
+    from .compared import show_comparison  # noqa: PLC0415
+    from .progress import show_list, show_verdicts  # noqa: PLC0415
+    from .studying import Wishes, carry_out  # noqa: PLC0415
 
-    folder = out or Path("study-control" if control else "study")
-    plan = None
+    folder = out or Path("study-compare" if compare else "study-control" if control else "study")
+    subject = None if model is None else Own(model)
+    size = tier or (Tier.quick if subject is None else Tier.standard)
     try:
-        if list_claims:
-            show_list(select(claims) if claims else list(registered().values()))
+        if compare is not None:
+            if claims:
+                raise StudyError("--compare takes all claims of both studies.", f"leave out {' '.join(claims)}")
+            show_comparison(*compare, folder)
             return
-        chosen = select(claims or [], tier.value)
-        if control:
-            chosen = [claim.without_effect() for claim in chosen]
-        source = _source(data, image_size, samples, chosen)
-        numbers = list(range(seeds))
-        processes = workers or available_cores()
-        # The layer is explained where the whole study runs, not beside single claims.
-        explanation = None if claims or control else Explanation()
-        # Made before anything is trained: a folder that cannot be written must not cost a study.
-        (folder / "runs").mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        store = Store(folder / "runs")
-        experiments = [*chosen, explanation] if explanation else chosen
-        plan = prepare(experiments, numbers, source, store=store, reuse=not fresh)
-        uses_images = any(experiment.smallest for experiment in plan.experiments)
-        described = load(source).description if uses_images else "none: no claim here uses images"
-        show_plan(plan, described, processes)
-        started = time.perf_counter()
-        with showing() as listen:
-            results = plan.execute(workers=processes, listen=listen)
-        environment = Environment.now(
-            seeds=numbers,
-            data=described,
-            workers=processes,
-            seconds=time.perf_counter() - started,
-            runs=len(plan.runs),
-            kept=len(plan.kept),
+        if list_claims:
+            show_list(select(claims or [], "full", subject))
+            return
+        wishes = Wishes(
+            claims=claims or [],
+            tier=size.value,
+            folder=folder,
+            seeds=list(range(seeds)),
+            data=data,
+            image_size=image_size,
+            samples=samples,
+            subject=subject,
+            workers=workers,
+            ray=ray,
+            fresh=fresh,
             control=control,
+            export=export.value if export else None,
         )
-        outcomes = conclude(chosen, results, numbers)
-        others = results[explanation.id] if explanation else []
-        told = explanation.tell(others) if explanation else None
-        page = write(outcomes, environment, folder, explanation=told, others=others)
+        done = carry_out(wishes)
     except (StudyError, OSError) as error:
         _refuse(f"batchnorm study: {error}")
     except KeyboardInterrupt:
-        kept = f" Finished runs are kept in {folder / 'runs'}: the same command goes on from there." if plan else ""
+        kept = ""
+        if (folder / "runs").exists():
+            kept = f" Finished runs are kept in {folder / 'runs'}: the same command goes on from there."
         typer.echo(f"batchnorm study: interrupted.{kept}", err=True)
         raise typer.Exit(130) from None
-    show_verdicts(outcomes, page, environment)
-
-
-def _source(data: str | None, image_size: int | None, samples: int, claims: Sequence[Claim]) -> Source:
-    """The images that the options name; an option that could have no effect is refused."""
-    from ..study import Source, StudyError  # noqa: PLC0415
-    from ..study.data import default  # noqa: PLC0415
-
-    if data is not None and not any(claim.smallest for claim in claims):
-        raise StudyError(f"--data: none of these claims uses images: {', '.join(claim.id for claim in claims)}.")
-    if image_size is None:
-        return Source(data or default().spec, samples=samples)
-    if data is None or not Path(data).expanduser().is_dir():
-        raise StudyError("--image-size: only the images of an image folder are resized.", "leave it out")
-    return Source(data, image_size, samples)
+    show_verdicts(done.outcomes, done.page, done.environment, done.pictures)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -9,7 +9,21 @@ from typing import TypeAlias
 from .chart import Figure
 from .small import Small
 
-__all__ = ["Block", "Code", "Entries", "Entry", "Fold", "Formula", "Heading", "Link", "Section", "Table"]
+__all__ = [
+    "Block",
+    "Code",
+    "Counts",
+    "Entries",
+    "Entry",
+    "Fold",
+    "Formula",
+    "Heading",
+    "Line",
+    "Lines",
+    "Link",
+    "Section",
+    "Table",
+]
 
 
 @dataclass(frozen=True)
@@ -110,8 +124,51 @@ class Entries:
     only: str = ""
 
 
+@dataclass(frozen=True)
+class Counts:
+    """How many there are of each kind, in figures that are seen from far away: number, word and tone."""
+
+    of: Sequence[tuple[int, str, str]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is to be known of a thing at a glance.
+
+    Args:
+        title: Its name.
+        anchor: Where on the page it is told.
+        badge: A word beside its name.
+        tone: The badge's colour: "good", "bad", "open" or nothing.
+        words: What the fact is about.
+        fact: What is emphasised, such as a number.
+        rest: What follows it, in a softer colour.
+        picture: Its outline is drawn beside the line.
+    """
+
+    title: str
+    anchor: str
+    badge: str = ""
+    tone: str = ""
+    words: str = ""
+    fact: str = ""
+    rest: str = ""
+    picture: Figure | None = None
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A heading, with its name in the page's address, and lines in large type below it."""
+
+    title: str
+    lines: Sequence[Line]
+    anchor: str = ""
+
+
 #: A paragraph is text, and a pair is a term and its explanation.
-Block: TypeAlias = "str | tuple[str, str] | Heading | Formula | Table | Code | Link | Fold | Entries | Figure"
+Block: TypeAlias = (
+    "str | tuple[str, str] | Heading | Formula | Table | Code | Link | Fold | Entries | Counts | Lines | Figure"
+)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ import json
 from collections.abc import Sequence
 from string import Template
 
-from .block import Block, Code, Entries, Fold, Formula, Heading, Link, Section, Table
-from .chart import Chart, Contours, Figure, Intervals, Panels
+from .block import Block, Code, Counts, Entries, Fold, Formula, Heading, Lines, Link, Section, Table
+from .chart import Chart, Contours, Figure, Intervals, Panels, Pictures
 from .description import described
 from .entries import badges, breakable, entries
 from .entry_style import ENTRY_STYLE
 from .formula import mathml
+from .images import pictures
+from .line_style import LINE_STYLE
+from .lines import counts, lines
 from .plot import Drawing, alike, figure
 from .script import FOLD, SCRIPT
 from .shell import PAGE
@@ -48,7 +51,8 @@ def render(
         without_scripts: What a reader without JavaScript has in place of charts, where the page has some.
 
     Raises:
-        ModuleNotFoundError: If there are charts, and plotly, which brings the script that draws, is not installed.
+        ModuleNotFoundError: If there are charts, and plotly, which brings the script that draws, is not installed; or
+            images, and Pillow is not.
         ValueError: If a formula is none.
     """
     charts: list[Drawing] = []
@@ -60,7 +64,7 @@ def render(
         contents=_contents(sections),
         body=body,
         footer=escape(footer),
-        style=STYLE + ENTRY_STYLE,
+        style=STYLE + ENTRY_STYLE + LINE_STYLE,
         script=SCRIPT,
         plotly=_plotly() if charts else "",
         # "<" is written as an escape so that no text can end the script element.
@@ -92,7 +96,9 @@ def _contents(sections: Sequence[Section]) -> str:
 def _section(section: Section, charts: list[Drawing]) -> str:
     badge = f' <span class="badge {escape(section.tone)}">{escape(section.badge)}</span>' if section.badge else ""
     anchor = f' id="{escape(section.anchor)}"' if section.anchor else ""
-    head = f"<section{anchor}>\n<h2>{escape(section.title)}{badge}</h2>"
+    # A section that begins with an overview is read from far away.
+    glance = ' class="glance"' if any(isinstance(block, Lines) for block in section.blocks) else ""
+    head = f"<section{anchor}{glance}>\n<h2>{escape(section.title)}{badge}</h2>"
     return f"{head}\n{_blocks(section.blocks, charts)}\n</section>"
 
 
@@ -129,6 +135,10 @@ def _block(block: Block, charts: list[Drawing]) -> str:
             markup = f'<details class="fold"><summary>{escape(block.text)}</summary>{inside}</details>'
         case Entries():
             markup = entries(block, lambda inside: _blocks(inside, charts))
+        case Counts():
+            markup = counts(block)
+        case Lines():
+            markup = lines(block)
         case _:
             markup = _figure(block, charts)
     return markup
@@ -159,6 +169,8 @@ def _table(table: Table) -> str:
 
 def _figure(shown: Figure, charts: list[Drawing]) -> str:
     caption = f"<figcaption>{escape(shown.title)}</figcaption>"
+    if isinstance(shown, Pictures):
+        return f"<figure>{caption}{pictures(shown)}{_note(shown.note)}</figure>"
     if not isinstance(shown, Panels):
         return f"<figure>{caption}{''.join(_chart(shown, figure(shown), charts))}</figure>"
     drawings = alike([figure(chart) for chart in shown.charts])

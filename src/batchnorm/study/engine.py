@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..errors import BatchNormError
+from . import cluster, processes
 from .claim import Claim, Conclusion, Experiment, Result, Run, SubjectClaim, Verdict
 from .data import Source, load
 from .data.split import parts, split
 from .error import StudyError
 from .fingerprint import Ingredients, ingredients
-from .processes import Task, available_cores, perform_all
 from .store import Store
+from .task import Crew, Task
 
 __all__ = ["MINIMUM_SEEDS", "Outcome", "Plan", "Progress", "conclude", "prepare", "run_study"]
 
@@ -90,16 +91,25 @@ class Plan:
         return experiment.budget * len(self.seeds) / MINIMUM_SEEDS * (runs - kept) / max(runs, 1)
 
     def execute(
-        self, *, workers: int | None = None, listen: Callable[[Progress], None] = lambda progress: None
+        self,
+        *,
+        workers: int | None = None,
+        ray: str | None = None,
+        listen: Callable[[Progress], None] = lambda progress: None,
+        met: Callable[[Crew], None] = lambda crew: None,
     ) -> dict[str, list[Result]]:
         """Does what is not kept, keeps each run as soon as it is finished, and gives all results by experiment.
 
         Args:
-            workers: Processes; by default one an available core.
+            workers: Processes; by default one an available core, of a cluster one a core of each node.
+            ray: The address of a Ray cluster that does the runs, ``"local"`` for one of this machine alone; None for
+                processes of this one.
             listen: Called in this process as runs go on.
+            met: Called once, where there is anything to do, with who does it.
 
         Raises:
-            StudyError: If a run fails: the message names claim, arm and seed, and the cause is attached.
+            StudyError: If a run fails: the message names claim, arm and seed, and the cause is attached. If there is
+                no such cluster, or none of its nodes would give the numbers that this machine gives.
         """
         results = dict(self.kept)
         # Long runs first: a long one that starts last would leave the other cores idle.
@@ -117,7 +127,12 @@ class Plan:
 
         if left:
             tasks = [Task(*self.runs[number], self.store) for number in left]
-            perform_all(tasks, min(workers or available_cores(), len(left)), finished=finished, running=running)
+            if ray is not None:
+                cluster.perform_all(tasks, ray, workers, finished=finished, running=running, met=met)
+            else:
+                crew = Crew(min(workers or processes.available_cores(), len(left)))
+                met(crew)
+                processes.perform_all(tasks, crew.workers, finished=finished, running=running)
         by_id: dict[str, list[Result]] = {experiment.id: [] for experiment in self.experiments}
         for number in range(total):
             by_id[self.runs[number][1].claim].append(results[number])

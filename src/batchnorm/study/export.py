@@ -13,12 +13,15 @@ from typing import Any
 
 from ..files import write_whole
 from ..report import Section
-from .claim import Result
+from .claim import Result, SubjectClaim
 from .engine import Outcome
 from .environment import Environment
 from .output import page
 
-__all__ = ["effects_table", "results", "runs_table", "write"]
+__all__ = ["FORMAT", "effects_table", "results", "runs_table", "write"]
+
+#: The version of ``results.json``, by its ``format``; files without one are of version 1.
+FORMAT = 2
 
 
 def results(outcomes: Sequence[Outcome], environment: Environment, others: Sequence[Result] = ()) -> dict[str, Any]:
@@ -34,10 +37,12 @@ def results(outcomes: Sequence[Outcome], environment: Environment, others: Seque
         about, conclusion = outcome.claim.about, outcome.conclusion
         claims[about.id] = {
             "title": about.title,
+            "topic": about.topic.value,
             "source": about.source,
             "metric": about.metric,
             "pass_rule": about.pass_rule,
             "settings": repr(outcome.claim),
+            "network": outcome.claim.subject.description if isinstance(outcome.claim, SubjectClaim) else None,
             "verdict": conclusion.verdict.value,
             "reason": conclusion.reason,
             "effects": [
@@ -48,15 +53,18 @@ def results(outcomes: Sequence[Outcome], environment: Environment, others: Seque
                     "high": effect.interval.high,
                     "seeds": effect.interval.count,
                     "unit": effect.unit,
+                    "ratio": effect.ratio,
                     "note": effect.note,
                 }
                 for effect in conclusion.effects
             ],
+            # What stands in a row of its own: an effect, and of what.
+            "in short": list(outcome.effect),
             "findings": list(conclusion.findings),
             "runs": [_run(result) for result in outcome.results],
         }
     rest = [{"of": result.run.claim, **_run(result)} for result in others]
-    plain = _plain({"environment": environment.as_json(), "claims": claims, "other runs": rest})
+    plain = _plain({"format": FORMAT, "environment": environment.as_json(), "claims": claims, "other runs": rest})
     assert isinstance(plain, dict)
     return plain
 

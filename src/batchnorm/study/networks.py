@@ -14,10 +14,7 @@ from torch import nn
 
 from .. import BatchNorm1d, BatchNorm2d
 
-__all__ = ["PLACEMENTS", "convolutional", "fully_connected", "with_dropout"]
-
-#: Where dropout stands in a network, each time but for the last placement, which is once.
-PLACEMENTS = ("before norm", "after norm", "after activation", "before last")
+__all__ = ["convolutional", "fully_connected"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -92,25 +89,3 @@ def _initialise(layer: nn.Conv2d | nn.Linear, activation: str, generator: torch.
 def _activated(activation: str, norm: str, make_norm: Callable[[], nn.Module]) -> list[nn.Module]:
     active = _ACTIVATIONS[activation]()
     return {"before": [make_norm(), active], "after": [active, make_norm()], "none": [active]}[norm]
-
-
-def with_dropout(model: nn.Sequential, placement: str, rate: float) -> nn.Sequential:
-    """The same layers with dropout among them, at one of :data:`PLACEMENTS`.
-
-    Raises:
-        ValueError: If the placement is not one of these.
-    """
-    if placement not in PLACEMENTS:
-        raise ValueError(f"placement is one of {', '.join(PLACEMENTS)}, not {placement!r}")
-    layers: list[nn.Module] = []
-    for place, layer in enumerate(model):
-        if placement == "before norm" and isinstance(layer, BatchNorm1d | BatchNorm2d):
-            layers.append(nn.Dropout(rate))
-        if placement == "before last" and place == len(model) - 1:
-            layers.append(nn.Dropout(rate))
-        layers.append(layer)
-        if placement == "after norm" and isinstance(layer, BatchNorm1d | BatchNorm2d):
-            layers.append(nn.Dropout(rate))
-        if placement == "after activation" and isinstance(layer, nn.ReLU):
-            layers.append(nn.Dropout(rate))
-    return nn.Sequential(*layers)

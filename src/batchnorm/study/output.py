@@ -6,29 +6,23 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from ..report import Block, Code, Formula, Heading, Link, Section, Table, render
-from .claim import TIERS, Conclusion, Verdict
+from .claim import TIERS, Conclusion, SubjectClaim
 from .data.source import Source
 from .engine import Outcome
 from .environment import Environment
+from .overview import OVERVIEW, TONES, overview
 
 __all__ = ["page"]
 
-_TONES = {Verdict.REPRODUCED: "good", Verdict.NOT_REPRODUCED: "bad", Verdict.INCONCLUSIVE: "open"}
-
-_WHAT = (
-    "Batch normalization is a layer of a neural network. It takes each feature's values over the examples of a "
-    "batch, subtracts their mean and divides by their standard deviation. Then it scales and shifts them by two "
-    "numbers that the network learns."
-)
 _VERDICTS = (
-    "Papers, textbooks and practitioners claim much about what that does. Each claim here said before it ran what "
-    "would count for it and what against it. Reproduced: the measurements show what it says. Not reproduced: they "
+    "Papers, textbooks and practitioners claim much about what batch norm does. Each claim here said before it ran "
+    "what would count for it and what against it. Reproduced: the measurements show what it says. Not reproduced: they "
     "show that it, or a part of it, does not hold here. Inconclusive: they do not decide."
 )
 
 
 def page(outcomes: Sequence[Outcome], environment: Environment, explanation: Section | None = None) -> str:
-    """Gives the page: a summary, the layer itself, a section a claim, and what it ran on.
+    """Gives the page: what was found, how to read it, the layer itself, a section a claim, and what it ran on.
 
     Args:
         outcomes: The claims with what came out, in the order of the page.
@@ -39,7 +33,7 @@ def page(outcomes: Sequence[Outcome], environment: Environment, explanation: Sec
         ModuleNotFoundError: If what the page is made with is not installed.
         ValueError: If a claim's formula is none.
     """
-    sections = [Section("In a minute", "summary", blocks=tuple(_summary(outcomes, environment)))]
+    sections = [overview(outcomes), Section("How to read it", "reading", blocks=tuple(_reading(outcomes, environment)))]
     if explanation is not None:
         sections.append(explanation)
     sections += [_section(outcome) for outcome in outcomes]
@@ -48,41 +42,36 @@ def page(outcomes: Sequence[Outcome], environment: Environment, explanation: Sec
             "What it ran on", "environment", blocks=tuple(_repeat(outcomes, environment, whole=explanation is not None))
         )
     )
-    claims = _claims(len(outcomes))
-    title, lead = "What batch normalization does, measured", f"{claims} about it, each put to the test."
-    if environment.control:
-        title = "The same rules with the effect taken away"
-        lead = f"{claims} with the effect taken away, as each section says. Now none should be reproduced."
     return render(
-        title,
-        lead,
+        *_title(outcomes, environment),
         sections,
         footer=f"Made by batchnorm {environment.versions['batchnorm']} on {environment.date}.",
     )
+
+
+def _title(outcomes: Sequence[Outcome], environment: Environment) -> tuple[str, str]:
+    claims, own = _claims(len(outcomes)), f" On your own network, {environment.model}." if environment.model else ""
+    if environment.control:
+        lead = f"{claims} with the effect taken away, as each section says. Now none should be reproduced.{own}"
+        return "The same rules with the effect taken away", lead
+    where = " in your network" if own else ""
+    each = "" if len(outcomes) == 1 else "each "
+    return f"What batch normalization does{where}, measured", f"{claims} about it, {each}put to the test.{own}"
 
 
 def _claims(count: int) -> str:
     return "One claim" if count == 1 else f"{count} claims"
 
 
-def _summary(outcomes: Sequence[Outcome], environment: Environment) -> Iterator[Block]:
-    yield _WHAT
+def _reading(outcomes: Sequence[Outcome], environment: Environment) -> Iterator[Block]:
     yield _VERDICTS
-    yield _counts(outcomes)
-    yield Heading("The verdicts", "verdicts")
-    yield Table(
-        ("claim", "verdict", "effect", "of what"),
-        [
-            (
-                outcome.claim.about.title,
-                outcome.conclusion.verdict.value,
-                *outcome.effect,
-            )
-            for outcome in outcomes
-        ],
-        [_TONES[outcome.conclusion.verdict] for outcome in outcomes],
-        [outcome.claim.about.id for outcome in outcomes],
-    )
+    calculations = sum(outcome.claim.about.calculation for outcome in outcomes)
+    if calculations:
+        yield (
+            f"Of {_claims(len(outcomes)).lower()} {'one is' if calculations == 1 else f'{calculations} are each'} a "
+            "calculation: an identity, a theorem or a formula that is checked on numbers. Nothing guarantees how the "
+            "others come out."
+        )
     seeds = len(environment.seeds)
     yield (
         f"Everything random is decided by a seed, a number: which images are for training, the first weights, the "
@@ -96,29 +85,6 @@ def _summary(outcomes: Sequence[Outcome], environment: Environment) -> Iterator[
         f"the {count} intervals on this page, about one in twenty will miss it by chance. Pilots, where they are "
         "mentioned, ran on other seeds, and so on other splits of the same images."
     )
-    pictures = (outcome.conclusion.headline for outcome in outcomes)
-    headline = next((picture for picture in pictures if picture is not None), None)
-    if headline is not None:
-        yield Heading("With and without, in one picture")
-        yield headline
-
-
-def _counts(outcomes: Sequence[Outcome]) -> str:
-    verdicts = [outcome.conclusion.verdict for outcome in outcomes]
-    found = [f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict if verdict in verdicts]
-    calculations = sum(outcome.claim.about.calculation for outcome in outcomes)
-    kinds = (
-        f" {_number(calculations)} a calculation: an identity, a theorem or a formula that is checked on numbers. "
-        "Nothing guarantees how the others come out."
-        if calculations
-        else ""
-    )
-    listed = found[0] if len(found) == 1 else f"{', '.join(found[:-1])} and {found[-1]}" if found else "none ran"
-    return f"Of {_claims(len(outcomes)).lower()}: {listed}.{kinds}"
-
-
-def _number(count: int) -> str:
-    return "One is" if count == 1 else f"{count} are each"
 
 
 def _section(outcome: Outcome) -> Section:
@@ -130,6 +96,7 @@ def _section(outcome: Outcome) -> Section:
         *([about.symbols] if about.symbols else []),
         Heading("What was run"),
         about.setup,
+        *([("network", outcome.claim.subject.description)] if isinstance(outcome.claim, SubjectClaim) else []),
         ("measured", about.metric),
         ("expected", about.direction),
         Heading("What came out"),
@@ -146,9 +113,9 @@ def _section(outcome: Outcome) -> Section:
         about.paper or "No number of the paper was checked, so none is shown.",
         ("source", about.source),
         ("cost here", f"{len(outcome.results)} runs, {_spent(seconds)} of one processor core"),
-        Link("↑ Back to the verdicts", "verdicts"),
+        Link("↑ Back to the overview", OVERVIEW),
     ]
-    return Section(about.title, about.id, conclusion.verdict.value, _TONES[conclusion.verdict], blocks)
+    return Section(about.title, about.id, conclusion.verdict.value, TONES[conclusion.verdict], blocks)
 
 
 def _spent(seconds: float) -> str:
@@ -182,11 +149,16 @@ def _repeat(outcomes: Sequence[Outcome], environment: Environment, *, whole: boo
     sources = {result.run.data for outcome in outcomes for result in outcome.results if result.run.data is not None}
     command = ["python -m batchnorm study"]
     # The layer is explained where a whole tier runs: with claims named, the command would leave that out.
-    tiers = [outcome.claim.about.tier for outcome in outcomes]
-    command += [f"--tier {max(tiers, key=TIERS.index)}"] if whole else [outcome.claim.about.id for outcome in outcomes]
+    if not whole:
+        command += [outcome.claim.about.id for outcome in outcomes]
+    # A model of the user's is studied as the middle tier does where nothing else is said.
+    if whole or environment.tier != TIERS[1 if environment.model else 0]:
+        command.append(f"--tier {environment.tier}")
     command.append(f"--seeds {len(environment.seeds)}")
     if len(sources) == 1:
         command += _options(sources.pop())
+    if environment.model:
+        command.append(f"--model {shlex.quote(environment.model)}")
     if environment.control:
         command.append("--control")
     yield Heading("How to repeat it")
@@ -195,4 +167,4 @@ def _repeat(outcomes: Sequence[Outcome], environment: Environment, *, whole: boo
         "The same versions on the same kind of processor give the same numbers. The numbers behind this page are in "
         "results.json, runs.csv and effects.csv beside it."
     )
-    yield Link("↑ Back to the verdicts", "verdicts")
+    yield Link("↑ Back to the overview", OVERVIEW)

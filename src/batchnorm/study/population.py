@@ -1,31 +1,39 @@
-"""Statistics of a network's batch norms over a whole set of images."""
+"""What a network's batch norms meet over a whole set of images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import BatchNorm1d, BatchNorm2d
 from ..reference import moments, pooled_moments
+from ..reference.moments import Moments
+from .arms import norms
 
-__all__ = ["walk"]
+__all__ = ["met"]
 
 
 @torch.no_grad()
-def walk(
-    model: nn.Sequential, images: Tensor, visit: Callable[[BatchNorm1d | BatchNorm2d, Tensor, Tensor], None]
-) -> None:
-    """Passes all images in evaluation mode, layer by layer, and shows each norm with its input's mean and variance.
+def met(model: nn.Module, images: Tensor) -> list[tuple[Any, Moments]]:
+    """Passes all images in evaluation mode, and gives each norm with running statistics the moments of its input.
 
-    The moments are of all images together, merged from parts. What a visit changes in a norm is in force for the
-    layers after it.
+    In the order in which the first images reach them; of a norm that is called more than once those of all calls.
+    The moments are of all images together, merged from parts.
     """
-    model.eval()
-    parts = list(images.split(500))
-    for layer in model:
-        if isinstance(layer, BatchNorm1d | BatchNorm2d):
-            pooled = pooled_moments(moments(part.numpy()) for part in parts)
-            visit(layer, torch.from_numpy(pooled.mean), torch.from_numpy(pooled.variance))
-        parts = [layer(part) for part in parts]
+    found: dict[int, tuple[nn.Module, Moments]] = {}
+
+    def watch(norm: nn.Module, given: tuple[Any, ...]) -> None:
+        own = moments(given[0].numpy())
+        found[id(norm)] = norm, pooled_moments([found[id(norm)][1], own]) if id(norm) in found else own
+
+    with ExitStack() as stack:
+        for norm in norms(model).values():
+            if norm.running_var is not None:
+                stack.callback(norm.register_forward_pre_hook(watch).remove)
+        stack.callback(model.train, model.training)
+        model.eval()
+        for part in images.split(500):
+            model(part)
+    return list(found.values())

@@ -1,41 +1,25 @@
-"""Runs over processes: one thread of arithmetic each, progress by messages, clean on Ctrl-C."""
+"""Runs over processes of this machine: one thread of arithmetic each, clean on Ctrl-C, and none can hurt another."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
 import signal
 import threading
-import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext
 
 import torch
 
-from .claim import Experiment, Result, Run
+from .claim import Result
 from .error import StudyError
-from .fingerprint import Ingredients, ingredients
-from .store import Store, normal
+from .task import Deaths, Failure, Task, perform
 from .threads import single_threaded_children
 
-__all__ = ["Task", "available_cores", "perform_all"]
-
-_REPORT_SECONDS = 0.2  # a run reports at most this often: a step may take a millisecond
-
-
-@dataclass(frozen=True)
-class Task:
-    """A run that is to be done, what its result will depend on, and where to keep it."""
-
-    experiment: Experiment
-    run: Run
-    wanted: Ingredients
-    store: Store | None
+__all__ = ["available_cores", "perform_all"]
 
 
 def available_cores() -> int:
@@ -56,6 +40,8 @@ def perform_all(
 ) -> None:
     """Does all tasks, in their order as far as workers are free.
 
+    A worker that dies costs its own run only, which another begins again.
+
     Args:
         tasks: What to do.
         workers: Processes.
@@ -63,53 +49,101 @@ def perform_all(
         running: Called here with the number of a task, the share of it that is done, and a word on where it is.
 
     Raises:
-        StudyError: If a run fails; the message names claim, arm and seed, and the cause is attached.
+        StudyError: If a run fails, or its workers die again and again; the message names claim, arm and seed, and the
+            cause is attached.
     """
-    # "spawn" everywhere: a forked child would inherit the thread pools of a torch that has already computed.
-    context = multiprocessing.get_context("spawn")
-    messages: Any = context.Queue()
-    before = set(multiprocessing.active_children())
+    waiting, deaths = deque(range(len(tasks))), Deaths(tasks)
+    crew: list[_Worker] = []
     with single_threaded_children():
-        pool = ProcessPoolExecutor(workers, context, _prepare, (messages,))
         try:
-            with _interrupts_held():
-                pending: dict[Future[Result], int] = {
-                    pool.submit(_perform, task, number): number for number, task in enumerate(tasks)
-                }
-            done: set[Future[Result]] = set()
-            while pending:
-                done, _ = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
-                ended = {pending[future] for future in done}
-                for number, fraction, note in _drain(messages):
-                    if number not in ended and number in pending.values():
-                        running(number, fraction, note)
-                for future in sorted(done, key=pending.__getitem__):
-                    number = pending.pop(future)
-                    try:
-                        result = future.result()
-                    except StudyError:
-                        raise
-                    except BrokenProcessPool as error:
-                        raise StudyError(
-                            "a worker process was ended from outside, perhaps for lack of memory.",
-                            "the same command goes on from the runs that are finished; --workers 1 needs less memory",
-                        ) from error
-                    except Exception as error:
-                        raise StudyError(f"{tasks[number].run} failed: {type(error).__name__}: {error}") from error
-                    finished(number, result)
-            pool.shutdown()
+            while waiting or any(worker.number is not None for worker in crew):
+                while waiting and (idle := _idle(crew, workers)) is not None:
+                    number = waiting.popleft()
+                    idle.begin(number, tasks[number])
+                # With a limit, since not every system lets Ctrl-C through to one that waits without.
+                for pipe in wait([worker.pipe for worker in crew if worker.number is not None], timeout=0.5):
+                    worker = next(worker for worker in crew if worker.pipe is pipe)
+                    assert worker.number is not None
+                    number, message = worker.number, worker.hear()
+                    if isinstance(message, Failure):
+                        message.throw()
+                    elif isinstance(message, Result):
+                        finished(number, message)
+                    elif message is not None:
+                        running(number, *message)
+                    else:
+                        crew.remove(worker)
+                        worker.end()
+                        deaths.add(number)
+                        waiting.appendleft(number)
         except BaseException:
-            for child in set(multiprocessing.active_children()) - before:
-                child.terminate()
-            # The pool notices that its processes died and joins them itself: two threads must not wait for one.
-            pool.shutdown(cancel_futures=True)
+            for worker in crew:
+                worker.process.terminate()
             raise
+        finally:
+            for worker in crew:
+                worker.pipe.close()  # of all first: they end at the same time
+            for worker in crew:
+                worker.end()
 
 
-def _drain(messages: Any) -> Iterator[tuple[int, float, str]]:
-    with suppress(queue.Empty):
-        while True:
-            yield messages.get_nowait()
+class _Worker:
+    """A process, and a pipe to it that no other process shares: what is killed cannot keep a lock that others need."""
+
+    def __init__(self) -> None:
+        # "spawn" everywhere: a forked child would inherit the thread pools of a torch that has already computed.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = _started(context, theirs)
+        self.number: int | None = None
+        theirs.close()
+
+    def begin(self, number: int, task: Task) -> None:
+        """Sends a task; that the process is gone shows when one listens.
+
+        Raises:
+            StudyError: If the task cannot be sent.
+        """
+        self.number = number
+        try:
+            self.pipe.send(task)
+        except OSError:
+            pass
+        except Exception as error:
+            raise StudyError(f"{task.run} cannot be sent to a worker: {type(error).__name__}: {error}") from error
+
+    def hear(self) -> Result | Failure | tuple[float, str] | None:
+        """The next message: how a run ended, or where it is; None where the process is gone."""
+        try:
+            message: Result | Failure | tuple[float, str] = self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+        if isinstance(message, Result):
+            self.number = None
+        return message
+
+    def end(self) -> None:
+        """Lets the process go, which ends when nobody is at the other end of its pipe, and waits until it has."""
+        self.pipe.close()
+        self.process.join()
+
+
+def _idle(crew: list[_Worker], most: int) -> _Worker | None:
+    """One of the crew that has nothing to do, or a new one as long as there are fewer than ``most``."""
+    for worker in crew:
+        if worker.number is None:
+            return worker
+    if len(crew) >= most:
+        return None
+    crew.append(_Worker())
+    return crew[-1]
+
+
+def _started(context: SpawnContext, pipe: Connection) -> multiprocessing.process.BaseProcess:
+    process = context.Process(target=_serve, args=(pipe,))
+    with _interrupts_held():
+        process.start()
+    return process
 
 
 @contextmanager
@@ -125,13 +159,8 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_messages: Any = None
-
-
-def _prepare(messages: Any) -> None:
-    """Sets up a child: quiet on Ctrl-C (the parent ends it), one thread, and gone if its parent is."""
-    global _messages  # noqa: PLW0603 - a child serves one study, and tasks cannot carry a queue
-    _messages = messages
+def _serve(pipe: Connection) -> None:
+    """The life of a child: quiet on Ctrl-C (the parent ends it), one thread, and gone if its parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
@@ -142,33 +171,13 @@ def _prepare(messages: Any) -> None:
             os._exit(1)
 
         threading.Thread(target=follow, daemon=True).start()
-
-
-def _perform(task: Task, number: int) -> Result:
-    last = 0.0
-
-    def report(fraction: float, note: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _REPORT_SECONDS:
-            last = now
-            _messages.put((number, fraction, note))
-
-    report(0.0, "starts")
-    here = ingredients(task.experiment, task.run)
-    changed = [name for name, value in task.wanted.items() if here[name] != value]
-    if changed:
-        raise StudyError(
-            f"{task.run}: its {' and '.join(changed)} changed since the study started.",
-            "leave data and code alone while it runs; a callable must give the same images each time",
-        )
-    started = time.perf_counter()
-    values = task.experiment.execute(task.run, report)
-    try:
-        result = normal(Result(task.run, values, time.perf_counter() - started))
-    except TypeError as error:
-        raise StudyError(f"{task.run}: its values cannot be kept: {error}") from error
-    if task.store is not None:
-        # Kept here and not by the parent, which may be gone before it hears that the run is finished.
-        task.store.put(task.wanted, result)
-    return result
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        except Exception as error:
+            pipe.send(Failure.of(error))
+            return
+        # Kept by perform and not by the parent, which may be gone before it hears that the run is finished.
+        pipe.send(perform(task, lambda fraction, note: pipe.send((fraction, note))))

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from functools import cache
 
 from . import claims
-from .claim import TIERS, Claim
+from .claim import TIERS, Claim, SubjectClaim
 from .error import StudyError
+from .subjects import Subject
 
 __all__ = ["registered", "select"]
 
@@ -69,19 +70,30 @@ def registered() -> dict[str, Claim]:
     return dict(sorted(found.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
 
 
-def select(names: Sequence[str], tier: str = TIERS[0]) -> list[Claim]:
-    """The claims of these names, each once; where no name is given, those of a tier and below; as that tier runs them.
+def select(names: Sequence[str], tier: str = TIERS[0], subject: Subject | None = None) -> list[Claim]:
+    """The claims of these names, each once, as that tier runs them.
+
+    Args:
+        names: Ids, of any tier; where none is given, the claims of the tier and below.
+        tier: One of :data:`TIERS`.
+        subject: A network that they are put to instead of the study's own; without names, to those that can be.
 
     Raises:
-        StudyError: If a name is not known; the message lists those that are.
+        StudyError: If a name is not known, or cannot be put to another network; the message lists those that can.
     """
     known = registered()
     unknown = [name for name in names if name not in known]
     if unknown:
         raise StudyError(f"unknown claim: {', '.join(unknown)}. Known claims: {', '.join(known)}.")
-    chosen = (
-        [known[name] for name in dict.fromkeys(names)]
-        if names
-        else [claim for claim in known.values() if TIERS.index(claim.about.tier) <= TIERS.index(tier)]
-    )
-    return [claim.at(tier) for claim in chosen]
+    chosen = [known[name] for name in dict.fromkeys(names)] or [
+        claim for claim in known.values() if TIERS.index(claim.about.tier) <= TIERS.index(tier)
+    ]
+    grown = [claim.at(tier) for claim in chosen]
+    if subject is None:
+        return grown
+    if fixed := [claim.id for claim in grown if not isinstance(claim, SubjectClaim)] if names else []:
+        able = ", ".join(claim.id for claim in known.values() if isinstance(claim, SubjectClaim))
+        raise StudyError(
+            f"{', '.join(fixed)}: not about a network that one could give (--model).", f"name some of {able}"
+        )
+    return [claim.on(subject) for claim in grown if isinstance(claim, SubjectClaim)]

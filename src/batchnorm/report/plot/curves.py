@@ -12,7 +12,7 @@ from .hover import bars, hover
 from .labels import LINE_HEIGHT, Label, column, inside, peaks, room
 from .symbols import CIRCLE, Symbol, symbols
 
-__all__ = ["curves", "line"]
+__all__ = ["curves", "line", "ranges"]
 
 _TOP, _BOTTOM = 14, 34
 _MANY = 80  # points from which on marks are drawn smaller
@@ -21,7 +21,7 @@ _AT_THE_END = 0.85  # a line that ends further left is named where it ends
 
 def curves(chart: Curves, height: int = 350) -> Drawing:
     """Gives the figure of lines over a common axis, as many pixels high or as high as its names need."""
-    x_axis, y_axis = _horizontal(chart), _vertical(chart)
+    x_axis, y_axis = ranges(chart)
     marks = symbols(chart.series)
     ends, inner, tops = _labels(chart.series, marks, x_axis)
     if tops and chart.y_range is None and not chart.log_y:
@@ -45,17 +45,15 @@ def curves(chart: Curves, height: int = 350) -> Drawing:
     return {"data": traces, "layout": layout | {"annotations": annotations}}
 
 
-def _horizontal(chart: Curves) -> Axis:
-    if chart.x_range is not None:
-        return Axis(*chart.x_range, log=chart.log_x)
-    return fit((x for series in chart.series for x in series.x), chart.log_x, margin=0.02)
-
-
-def _vertical(chart: Curves) -> Axis:
-    if chart.y_range is not None:
-        return Axis(*chart.y_range, log=chart.log_y)
+def ranges(chart: Curves) -> tuple[Axis, Axis]:
+    """Gives its axes: as they are stated, or so that all can be seen."""
+    x_axis = fit((x for series in chart.series for x in series.x), chart.log_x, margin=0.02)
     values = (y for series in chart.series for part in (series.y, series.low, series.high) for y in part or ())
-    return fit(values, chart.log_y, base=0.0 if any(series.fill for series in chart.series) else None)
+    y_axis = fit(values, chart.log_y, base=0.0 if any(series.fill for series in chart.series) else None)
+    return (
+        x_axis if chart.x_range is None else Axis(*chart.x_range, log=chart.log_x),
+        y_axis if chart.y_range is None else Axis(*chart.y_range, log=chart.log_y),
+    )
 
 
 def _labels(

@@ -9,47 +9,42 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from ... import BatchNorm1d, BatchNorm2d
 from ...population import recalibrate
-from ...reference import moments, pooled_moments
-from ...report.chart import Curves, Figure, Intervals, Row, Series
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
-from ..data import Source, split
+from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
+from ..claim import TIERS, About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
+from ..data import Source, Split, split
+from ..dropout import PLACEMENTS, with_dropout
+from ..error import StudyError
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
-from ..networks import convolutional, with_dropout
-from ..population import walk
+from ..percent import axis
+from ..population import met
+from ..shift import gaussian_ratio, learned_variance, shifts
 from ..statements import joined
 from ..statistics import Interval, interval, paired
+from ..subjects import Stack, Subject
 from ..training import Recipe, accuracy, train
 
-__all__ = ["CLAIM", "DropoutShift", "learned_variance"]
+__all__ = ["CLAIM", "DropoutShift"]
 
 _EXACT = "exact"
+_NONE = "no dropout"
 _DEEPER = " Deeper layers also get a smaller input at test, because the layers before them divide by too much."
+# Layers whose numbers fit on an axis.
+_TICKS = 12
+# Of each placement, on every chart.
+_COLORS = dict(zip(PLACEMENTS, (2, 5, 1, 3), strict=True))
 
 
-def learned_variance(rate: float, mean: float, variance: float = 1.0) -> float:
-    """Variance of a value after dropout: (σ² + (1 − p)·μ²)/p, with p = 1 − rate the share that is kept.
-
-    Dropout gives y = m·x/p with m = 1 with probability p and 0 otherwise, independent of x. As m² = m,
-    E[y] = E[x] = μ and E[y²] = E[x²]/p = (σ² + μ²)/p, and Var[y] = (σ² + μ²)/p − μ². For μ = 0 this is Li et al.'s
-    σ²/p; a mean adds to it, because a value that is dropped falls from μ to 0.
-    """
-    keep = 1 - rate
-    return (variance + (1 - keep) * mean * mean) / keep
-
-
-@dataclass(frozen=True)
-class DropoutShift(Claim):
+@dataclass(frozen=True, kw_only=True)
+class DropoutShift(SubjectClaim):
     """Measures the shift on Gaussian values, where the formula is exact, and in trained networks.
 
     Args:
         exact_rates: Dropout rates of the Gaussian values.
         means: Their means, in standard deviations.
         batches: How many batches the layer learns from, and the size and channels of each.
-        layers: Channels and stride of the networks' convolutions, each with batch norm before its ReLU.
+        subject: The network without dropout.
         arms: Placement and rate of the networks with dropout; the verdict looks at the first, against no dropout.
         learning_rate: Of all networks.
         steps: Updates of each training.
@@ -63,7 +58,7 @@ class DropoutShift(Claim):
     exact_rates: tuple[float, ...] = (0.1, 0.25, 0.5)
     means: tuple[float, ...] = (0.0, 1.0, 2.0)
     batches: tuple[int, int, int] = (100, 256, 64)
-    layers: tuple[tuple[int, int], ...] = ((8, 2), (16, 2), (32, 2))
+    subject: Subject = Stack(((8, 2), (16, 2), (32, 2)))
     arms: tuple[tuple[str, float], ...] = (("before norm", 0.5), ("before norm", 0.25), ("before last", 0.5))
     learning_rate: float = 0.05
     steps: int = 250
@@ -97,27 +92,27 @@ class DropoutShift(Claim):
             "(arXiv 1801.05134)"
         ),
         paper=(
-            "A DenseNet on CIFAR-100 falls from 77.42% to 68.55% test accuracy with dropout. Here a network of three "
-            "convolutions is trained for 250 steps: the formula and the direction can be compared, "
-            "the accuracies cannot."
+            "A DenseNet on CIFAR-100 falls from 77.42% to 68.55% test accuracy with dropout. Here another network sees "
+            "other images for 250 steps: the formula and the direction can be compared, the accuracies cannot."
         ),
         setup=(
             "Gaussian values with standard deviation 1 and mean 0, 1 or 2 pass dropout at rates 0.1, 0.25 and 0.5 and "
             "a batch norm layer in training mode (100 batches of 256, 64 channels, momentum 0.1); then the same "
-            "without dropout. And three 3×3 convolutions (8 to 32 channels) with batch norm and ReLU, He's "
-            "initialisation, SGD with momentum 0.9 at rate 0.05 (a pilot on other seeds), batches of 60, 250 steps, "
-            "the last weights: without dropout, with dropout between each convolution and its batch norm at 0.25 and "
-            "0.5, and with dropout at 0.5 only before the last linear layer. Networks of a seed share split, initial "
-            "weights and batch order. The real variance is that over all training images in evaluation mode. Then "
-            "the same weights get the statistics of exactly these, layer by layer, and the test split is looked at "
-            "with both. Learned and new statistics are compared on the same weights, so no rate favours either. "
-            "What it costs depends on the network: in the pilot (seeds 100 to 102 of the default data) three fully "
-            "connected layers of 128 had a shift 2.1 to 2.2 times that without dropout as well, and no measurable loss "
-            "of accuracy from it."
+            "without dropout. And networks: SGD with momentum 0.9 at rate 0.05 (a pilot on other seeds), batches of "
+            "60, 250 steps, the last weights. One is without dropout of ours; others have it directly before each "
+            "batch norm, or once, before the last linear layer; from the tier standard on also directly after each "
+            "batch norm, which guides advise against, and after each activation, all at three rates. Dropout that a "
+            "network has itself stays in all of them. Networks of a seed share split, initial weights and batch "
+            "order. The real variance is that over all training images in evaluation mode, with the statistics "
+            "learned in training in force in all layers. Then the same weights get the statistics of exactly these "
+            "images, taken without dropout in one pass, and the test split is looked at with both. Learned and new "
+            "statistics are compared on the same weights, so no rate favours either. What it costs depends on the "
+            "network: in the pilot (seeds 100 to 102 of the default data) three fully connected layers of 128 had a "
+            "shift 2.1 to 2.2 times that without dropout, and no measurable loss of accuracy from it."
         ),
         metric=(
             "learned over real variance of Gaussian values; the network's shift as the geometric mean over all "
-            "channels of all batch norm layers"
+            "channels of all batch norm layers, each variance with the ε that the layer adds to it"
         ),
         direction="equal to the formula; larger with dropout before batch norm than without dropout",
         pass_rule=(
@@ -133,13 +128,33 @@ class DropoutShift(Claim):
         smallest=60,
     )
 
+    @property
+    def budget(self) -> float:
+        """By the number of networks; what is declared is for the cheapest tier's four."""
+        return self.about.budget * (len(self.arms) + 1) / 4
+
+    def at(self, tier: str) -> DropoutShift:
+        """Above the cheapest tier every placement, at every rate."""
+        if tier == TIERS[0]:
+            return self
+        return replace(self, arms=tuple((place, rate) for place in PLACEMENTS for rate in (0.5, 0.25, 0.1)))
+
+    def check(self, parts: Split) -> None:
+        """As for every claim; and a batch norm that learns statistics must be among the layers that images reach."""
+        super().check(parts)
+        if not met(self.subject.build(parts, 0), parts.train[0][:2]):
+            raise StudyError(
+                f"the network ({self.subject.description}) calls no batch norm with running statistics.",
+                "give one with track_running_stats=True, or leave this claim out",
+            )
+
     def without_effect(self) -> DropoutShift:
         """Nothing is dropped anywhere."""
         return replace(self, dropout=False)
 
     def _networks(self) -> dict[str, tuple[str, float]]:
         arms = {f"{placement} {rate:g}": (placement, rate) for placement, rate in self.arms}
-        return arms | {"no dropout": (self.arms[0][0], 0.0)}
+        return arms | {_NONE: (self.arms[0][0], 0.0)}
 
     def plan(self, seeds: Sequence[int], data: Source | None) -> list[Run]:
         """One run an arm and seed, and one for the Gaussian values."""
@@ -153,52 +168,29 @@ class DropoutShift(Claim):
             return self._gaussian(report) if run.arm == _EXACT else self._network(run, report)
 
     def _gaussian(self, report: Report) -> dict[str, Value]:
-        count, size, channels = self.batches
         values: dict[str, Value] = {}
         pairs = [(rate, mean) for rate in self.exact_rates for mean in self.means]
         for place, (rate, mean) in enumerate(pairs):
             report(place / len(pairs), f"rate {rate:g}, mean {mean:g}")
-            drop, norm = nn.Dropout(rate if self.dropout else 0.0), BatchNorm1d(channels)
-            for _ in range(count):
-                norm(drop(mean + torch.randn(size, channels)))
-            assert norm.running_var is not None
-            drop.eval()
-            met = pooled_moments(moments(drop(mean + torch.randn(size, channels)).numpy()) for _ in range(count))
-            values[_name(rate, mean)] = float(norm.running_var.double().mean()) / float(met.unbiased_variance.mean())
+            values[_name(rate, mean)] = gaussian_ratio(rate if self.dropout else 0.0, mean, self.batches)
         return values
 
     def _network(self, run: Run, report: Report) -> dict[str, Value]:
         placement, rate = self._networks()[run.arm]
         rate = rate if self.dropout else 0.0
         parts = split(run.source, run.seed)
-        plain = convolutional(
-            self.layers,
-            activation="relu",
-            norm="before",
-            channels=parts.channels,
-            classes=parts.classes,
-            seed=run.seed,
-        )
-        model = with_dropout(plain, placement, rate)
+        images = parts.train[0]
+        model = self.subject.build(parts, run.seed)
+        if not with_dropout(model, placement, rate, images[:2]):
+            return {"absent": True}
         recipe = Recipe(self.learning_rate, steps=self.steps, every=self.steps)
         history = train(model, parts, recipe, seed=run.seed, report=lambda done, note: report(0.8 * done, note))
-        logs: list[Tensor] = []
-        formula: list[Tensor] = []
-
-        def visit(norm: BatchNorm1d | BatchNorm2d, mean: Tensor, variance: Tensor) -> None:
-            assert norm.running_var is not None
-            logs.append(norm.running_var.double().log() - variance.log())
-            expected = variance + rate * mean.square()
-            formula.append(norm.running_var.double().log() - (expected / (1 - rate)).log())
-
-        walk(model, parts.train[0], visit)
+        found = shifts(model, images, rate)
         if not history.diverged:
-            recalibrate(model, parts.train[0].split(500), order="layer-by-layer")
+            recalibrate(model, images.split(500))
         return {
-            "by layer": [float(layer.abs().mean().exp()) for layer in logs],
-            "shift": float(torch.cat(logs).abs().mean().exp()),
-            "learned over real": float(torch.cat(logs).mean().exp()),
-            "first layer over formula": float(formula[0].mean().exp()),
+            "absent": False,
+            **found,
             "validation": history.validation[-1],
             "test": history.test,
             "test anew": accuracy(model, *parts.test),
@@ -209,17 +201,21 @@ class DropoutShift(Claim):
     def conclude(self, results: Sequence[Result]) -> Conclusion:
         """Compares the Gaussian values with the formula, and the network with the one without dropout."""
         arms = by_arm(results)
+        exact_runs = arms.pop(_EXACT)
+        absent = [placement for name, (placement, _) in self._networks().items() if _absent(arms[name])]
+        arms = {name: runs for name, runs in arms.items() if not _absent(runs)}
         gaussian = {
-            (rate, mean): interval([result.number(_name(rate, mean)) for result in arms[_EXACT].values()])
+            (rate, mean): interval([result.number(_name(rate, mean)) for result in exact_runs.values()])
             for rate in self.exact_rates
             for mean in self.means
         }
         off = {key: found.scaled(1 / learned_variance(*key)) for key, found in gaussian.items()}
-        names = [f"{placement} {rate:g}" for placement, rate in self.arms]
-        factors = {name: _factor(arms[name], arms["no dropout"]) for name in names}
-        main = factors[names[0]]
+        highest = self._highest(arms)
+        factors = {name: _factor(arms[name], arms[_NONE]) for name in highest}
+        main_name = highest[0]
+        main = factors[main_name]
         exact, network = self._exact_verdict(list(off.values())), self._network_verdict(main)
-        missing = self._missing(arms["no dropout"], arms[names[0]])
+        missing = self._missing(arms[_NONE], arms[main_name])
         verdict = Verdict.INCONCLUSIVE if missing else joined([exact, network])
         effects = [
             Effect(f"Shift of the network, dropout {name} against none", factor, "×", ratio=True)
@@ -239,26 +235,44 @@ class DropoutShift(Claim):
             effects.insert(0, _gaussian_effect(farthest, gaussian[farthest]))
             shown = [key for key in shown if key != farthest]
         effects += [_gaussian_effect(key, gaussian[key]) for key in shown]
-        gains = {name: _gain(runs) for name, runs in arms.items() if name != _EXACT}
+        gains = {name: _gain(runs) for name, runs in arms.items()}
         effects += [
-            Effect(f"Test accuracy, new statistics minus learned, {_spoken(name)}", gain, "points")
-            for name, gain in gains.items()
+            Effect(f"Test accuracy, new statistics minus learned, {_spoken(name)}", gains[name], "points")
+            for name in (*highest, _NONE)
         ]
-        beyond = _gain_beyond(arms[names[0]], arms["no dropout"])
-        effects.append(
-            Effect(f"Test accuracy that new statistics win with dropout {names[0]} beyond without it", beyond, "points")
-        )
+        effects += [
+            Effect(
+                f"Test accuracy that new statistics win with dropout {name} beyond without it",
+                _gain_beyond(arms[name], arms[_NONE]),
+                "points",
+            )
+            for name in highest
+        ]
         worst = max(abs(found.estimate - 1) for found in off.values())
-        shifts = interval([result.number("shift") for result in arms[names[0]].values()])
+        shifts = interval([result.number("shift") for result in arms[main_name].values()])
         reason = (
             f"Learned over real variance of Gaussian values is within {100 * worst:.1g}% of the formula at every rate "
-            f"and mean, as means over seeds. With dropout {names[0]} the network's variances are off by a factor of "
+            f"and mean, as means over seeds. With dropout {main_name} the network's variances are off by a factor of "
             f"{shifts.estimate:.2f}, which is {main.estimate:.2f} times ({main.low:.2f} to {main.high:.2f}) that "
             f"without dropout.{missing}"
         )
         within = exact is Verdict.REPRODUCED
-        charts: list[Figure] = [self._formula_chart(gaussian, within), self._layers_chart(arms), _gain_chart(gains)]
-        return Conclusion(verdict, reason, effects, charts, self._findings(arms, main))
+        charts: list[Figure] = [
+            self._formula_chart(gaussian, within),
+            self._rates_chart(arms),
+            self._layers_chart(arms),
+            _gain_chart(gains),
+        ]
+        return Conclusion(verdict, reason, effects, charts, self._findings(arms, main, list(dict.fromkeys(absent))))
+
+    def _highest(self, arms: Mapping[str, Mapping[int, Result]]) -> list[str]:
+        """Of each placement that the network has, the arm of the highest rate; first the one that decides."""
+        networks = self._networks()
+        present = [name for name in arms if name != _NONE]
+        by_placement: dict[str, list[str]] = {}
+        for name in sorted(present, key=lambda name: name != next(iter(networks))):
+            by_placement.setdefault(networks[name][0], []).append(name)
+        return [max(names, key=lambda name: networks[name][1]) for names in by_placement.values()]
 
     def _exact_verdict(self, off: Sequence[Interval]) -> Verdict:
         """What the Gaussian values say, given as shares of the formula."""
@@ -281,37 +295,54 @@ class DropoutShift(Claim):
             return f" But a network without dropout stayed at {shortfall(lacking[0], self.share, 'validation')}."
         return ""
 
-    def _findings(self, arms: Mapping[str, Mapping[int, Result]], main: Interval) -> list[str]:
-        def mean(name: str, what: str) -> float:
-            return float(np.mean([result.number(what) for result in arms[name].values()]))
-
-        names = [name for name in arms if name != _EXACT]
-        accuracies = "; ".join(
-            f"{_spoken(name)} {100 * mean(name, 'test'):.1f}% and {100 * mean(name, 'test anew'):.1f}%"
-            for name in names
-        )
+    def _findings(self, arms: Mapping[str, Mapping[int, Result]], main: Interval, absent: Sequence[str]) -> list[str]:
+        highest = self._highest(arms)
         found = [
-            f"Test accuracy with the learned and with the new statistics, mean over seeds: {accuracies}. "
-            "Without dropout, where the running statistics only lag behind weights that still move, new ones change "
-            f"the accuracy by {_signed(mean('no dropout', 'test anew') - mean('no dropout', 'test'))} points: only "
-            "what goes beyond that is dropout's."
+            f"Test accuracy with the learned and with the new statistics, mean over seeds: without dropout "
+            f"{100 * _mean(arms[_NONE], 'test'):.1f}% and {100 * _mean(arms[_NONE], 'test anew'):.1f}%; "
+            + "; ".join(
+                f"dropout {name} {100 * _mean(arms[name], 'test'):.1f}% and {100 * _mean(arms[name], 'test anew'):.1f}%"
+                for name in highest
+            )
+            + ". Without dropout, where the running statistics only lag behind weights that still move, new ones "
+            f"change the accuracy by {_signed(_mean(arms[_NONE], 'test anew') - _mean(arms[_NONE], 'test'))} points: "
+            "only what goes beyond that is dropout's."
         ]
-        before = [name for name in names if name.startswith("before norm")]
-        if before:
-            formula = ", ".join(
-                f"{mean(name, 'first layer over formula'):.2f} at {name.split()[-1]}" for name in before
-            )
-            found.append(
-                "In the first batch norm layer, whose input in training differs from that at test by dropout alone, "
-                f"the learned variance is this share of the formula's, with each channel's own mean: {formula}."
-                + (_DEEPER if main.low > 1 else "")
-            )
-        without = interval([math.log(result.number("shift")) for result in arms["no dropout"].values()]).exponential()
+        apart = [
+            f"{_signed(_mean(arms[name], 'test') - _mean(arms[_NONE], 'test'))} and "
+            f"{_signed(_mean(arms[name], 'test anew') - _mean(arms[_NONE], 'test anew'))} {name}"
+            for name in highest
+        ]
+        found.append(
+            f"Against no dropout, in points of test accuracy with the learned and with the new statistics: "
+            f"{'; '.join(apart)}. The second of the two is no shift: it is what dropout does to what is learnt in so "
+            "many steps."
+        )
+        before = [name for name in arms if name.startswith("before norm")]
+        formula = ", ".join(
+            f"{_mean(arms[name], 'first layer over formula'):.2f} at {name.split()[-1]}" for name in before
+        )
+        found.append(
+            "In the first batch norm layer, with dropout of ours directly before it and nowhere earlier, the learned "
+            f"variance is this share of the formula's, with each channel's own mean: {formula}."
+            + (_DEEPER if main.low > 1 else "")
+        )
+        without = interval([math.log(result.number("shift")) for result in arms[_NONE].values()]).exponential()
         found.append(
             f"Without dropout the shift is {without.estimate:.3f}, where 1 is none: running statistics follow weights "
             "that still move, and the larger of two ratios of noisy numbers is above 1. So the verdict looks at the "
             "factor between the two networks."
         )
+        if _same(arms):
+            found.append(
+                "Directly after the norm and after its activation dropout gave exactly the same numbers here: "
+                "an activation like ReLU lets a factor that is not negative through, so their order does not matter."
+            )
+        if absent:
+            found.append(
+                f"The network has no place for dropout {' or '.join(absent)}, so this is left out: activations are "
+                "found where they are modules of their own, and the last linear layer where it is one."
+            )
         return found
 
     def _formula_chart(self, gaussian: Mapping[tuple[float, float], Interval], within: bool) -> Curves:
@@ -331,20 +362,53 @@ class DropoutShift(Claim):
             note="Lines: the formula, for values with standard deviation 1. Points: measured, mean over seeds.",
         )
 
+    def _rates_chart(self, arms: Mapping[str, Mapping[int, Result]]) -> Panels:
+        """Shift and accuracy by rate, a line a placement."""
+        networks = self._networks()
+        panels: dict[str, list[Series]] = {"shift": [], "test": [], "test anew": []}
+        for placement in PLACEMENTS:
+            rates = {networks[name][1]: runs for name, runs in arms.items() if networks[name][0] == placement}
+            if len(rates) > (placement == self.arms[0][0]):
+                rates = {0.0: arms[_NONE]} | dict(sorted(rates.items()))
+                for what, lines in panels.items():
+                    spans = [_span(runs, what) for runs in rates.values()]
+                    low, high = [span.low for span in spans], [span.high for span in spans]
+                    shown = all(math.isfinite(value) for value in (*low, *high))
+                    lines.append(
+                        Series(
+                            placement,
+                            list(rates),
+                            [span.estimate for span in spans],
+                            _COLORS[placement],
+                            low if shown else None,
+                            high if shown else None,
+                            markers=True,
+                        )
+                    )
+        edges = axis([*panels["test"], *panels["test anew"]])
+        rate, percent = "dropout rate", "test accuracy (%)"
+        return Panels(
+            "What dropout does by place and rate, before and after the statistics are taken anew",
+            [
+                Curves("Shift of the variances", rate, "shift (1: none)", panels["shift"], log_y=True),
+                Curves("Learned statistics", rate, percent, panels["test"], y_range=edges),
+                Curves("New statistics, same weights", rate, percent, panels["test anew"], y_range=edges),
+            ],
+            note="Means and 95% intervals over seeds. At rate 0 all are one network.",
+        )
+
     def _layers_chart(self, arms: Mapping[str, Mapping[int, Result]]) -> Curves:
-        at = [float(layer + 1) for layer in range(len(self.layers))]
         lines = []
-        for name, color in zip(self._networks(), (2, 5, 1, 3, 4), strict=False):
+        for name in (_NONE, *self._highest(arms)):
             columns = zip(*(result.numbers("by layer") for result in arms[name].values()), strict=True)
             shifts = [interval([math.log(value) for value in column]).exponential() for column in columns]
-            own = 0 if name == "no dropout" else color
             finite = all(math.isfinite(shift.high) for shift in shifts)
             lines.append(
                 Series(
                     name,
-                    at,
+                    [float(layer + 1) for layer in range(len(shifts))],
                     [shift.estimate for shift in shifts],
-                    own,
+                    0 if name == _NONE else _COLORS[self._networks()[name][0]],
                     [shift.low for shift in shifts] if finite else None,
                     [shift.high for shift in shifts] if finite else None,
                     markers=True,
@@ -356,9 +420,36 @@ class DropoutShift(Claim):
             "shift (1: none)",
             lines,
             log_y=True,
-            x_ticks=at,
+            x_ticks=lines[0].x if len(lines[0].x) <= _TICKS else None,
             note="Geometric mean over the layer's channels; bands are 95% intervals over seeds.",
         )
+
+
+def _absent(runs: Mapping[int, Result]) -> bool:
+    return any(result.values["absent"] for result in runs.values())
+
+
+def _same(arms: Mapping[str, Mapping[int, Result]]) -> bool:
+    """Whether all arms after the norm equal those after the activation, to the last bit."""
+    after = [name.removeprefix("after norm ") for name in arms if name.startswith("after norm ")]
+    pairs = [(arms[f"after norm {rate}"], arms.get(f"after activation {rate}", {})) for rate in after]
+    return bool(pairs) and all(
+        norm.keys() == activation.keys()
+        and all(dict(norm[seed].values) == dict(activation[seed].values) for seed in norm)
+        for norm, activation in pairs
+    )
+
+
+def _mean(runs: Mapping[int, Result], what: str) -> float:
+    return float(np.mean([result.number(what) for result in runs.values()]))
+
+
+def _span(runs: Mapping[int, Result], what: str) -> Interval:
+    """Of the shift in logarithms, of accuracies in per cent."""
+    values = [result.number(what) for result in runs.values()]
+    if what == "shift":
+        return interval([math.log(value) for value in values]).exponential()
+    return interval(values).scaled(100)
 
 
 def _name(rate: float, mean: float) -> str:
@@ -376,7 +467,7 @@ def _signed(share: float) -> str:
 
 
 def _spoken(name: str) -> str:
-    return name if name == "no dropout" else f"dropout {name}"
+    return name if name == _NONE else f"dropout {name}"
 
 
 def _factor(treatment: Mapping[int, Result], control: Mapping[int, Result]) -> Interval:
@@ -396,7 +487,7 @@ def _gain_beyond(runs: Mapping[int, Result], plain: Mapping[int, Result]) -> Int
 
 def _gain_chart(gains: Mapping[str, Interval]) -> Intervals:
     rows = [
-        Row(_spoken(name), gain.estimate, gain.low, gain.high, 0 if name == "no dropout" else 1)
+        Row(_spoken(name), gain.estimate, gain.low, gain.high, 0 if name == _NONE else 1)
         for name, gain in gains.items()
     ]
     return Intervals(

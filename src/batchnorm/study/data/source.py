@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,7 +11,7 @@ from ..error import StudyError
 from . import bundled, callables, files
 from .images import Images, checked
 
-__all__ = ["Source", "default", "load"]
+__all__ = ["Source", "default", "load", "provide"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ def default() -> Source:
     return Source(bundled.usual())
 
 
+_provided: dict[Source, Images] = {}
+
+
+def provide(images: Mapping[Source, Images]) -> None:
+    """Gives this process images that another has loaded, in place of all that it has: :func:`load` hands them out."""
+    _provided.clear()
+    _provided.update(images)
+    load.cache_clear()
+
+
 @lru_cache(maxsize=2)
 def load(source: Source) -> Images:
     """Loads and checks the images of a source; a process keeps them.
@@ -45,6 +56,8 @@ def load(source: Source) -> Images:
     Raises:
         StudyError: If there is no such source, it cannot be read, or does not hold images with a label each.
     """
+    if source in _provided:
+        return _provided[source]
     if source.spec in bundled.BUNDLED:
         return bundled.read(source.spec)
     path = Path(source.spec).expanduser()

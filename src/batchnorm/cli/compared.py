@@ -1,0 +1,45 @@
+"""``batchnorm study --compare``: two finished studies side by side, on the terminal and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .table import show_rows
+
+__all__ = ["show_comparison"]
+
+_PAGE = "compare.html"
+
+
+def show_comparison(first: Path, second: Path, folder: Path) -> None:
+    """Prints the comparison and writes its page.
+
+    Raises:
+        StudyError: If one of them is no study.
+        OSError: If the page cannot be written.
+    """
+    from ..files import write_whole  # noqa: PLC0415 - `batchnorm --help` should not wait for them
+    from ..study.compare import compare  # noqa: PLC0415
+    from ..study.compare_page import apart, compare_page, verdicts  # noqa: PLC0415
+    from ..study.kept import read  # noqa: PLC0415
+
+    comparison = compare(read(first), read(second))
+    page = folder / _PAGE
+    write_whole(page, compare_page(comparison))
+    rows = [("claim", "verdict", "effect in A", "effect in B", "B against A", "intervals")]
+    for change in comparison.changes:
+        one, two = change.first.short[0], change.second.short[0]
+        told, overlap = "", ""
+        for pair in change.pairs[:1]:
+            one, two, told = str(pair.first), str(pair.second), apart(pair)
+            overlap = "overlap" if pair.overlap else "do not overlap"
+        rows.append((change.first.id, verdicts(change), one, two, told, overlap))
+    print(f"A: {comparison.first.path}\nB: {comparison.second.path}\n")
+    show_rows(rows)
+    for name, claims in zip("AB", comparison.only, strict=True):
+        if claims:
+            print(f"only in {name}: {', '.join(claim.id for claim in claims)}")
+    if comparison.circumstances:
+        print("\nnot the same:")
+        show_rows(comparison.circumstances)
+    print(f"\npage: {page}", flush=True)
