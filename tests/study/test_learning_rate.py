@@ -75,7 +75,7 @@ def test_it_can_be_put_to_another_network_alone() -> None:
     claim = LearningRate(steps=10, trained=10, count=5, below=(2,)).on(_Users())
     assert [run.arm for run in claim.plan([0], DIGITS)] == ["network"]
     conclusion = claim.conclude(run_here(claim, seeds=range(1)))
-    assert "your network" in conclusion.effects[0].name
+    assert "your network" in conclusion.findings[0]
 
 
 @pytest.mark.parametrize("edge", range(13))

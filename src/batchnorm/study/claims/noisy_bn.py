@@ -49,7 +49,7 @@ class NoisyBatchNorm(SubjectClaim):
     """
 
     subject: Subject = Stack(((8, 2), (16, 2), (16, 1), (16, 1), (32, 2), (32, 1)))
-    plain_rates: tuple[float, ...] = (0.03, 0.1, 0.3)
+    plain_rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
     norm_rates: tuple[float, ...] = (0.1, 0.3, 1.0)
     steps: int = 250
     batch_size: int = 60
@@ -88,18 +88,20 @@ class NoisyBatchNorm(SubjectClaim):
             "the direction can be compared."
         ),
         setup=(
-            "SGD with momentum 0.9, batches of 60, 250 steps, the learning rate falling in a straight line to 0. Noise "
-            "stands behind γ and β of each norm, in training only: in evaluation there is none, as with dropout. The "
-            "arm without batch norm keeps each norm's bias and is searched over the rates 0.03, 0.1 and 0.3, the "
-            "other two over 0.1, 0.3 and 1: in each seed, the rate with the best validation accuracy. Arms of a seed "
-            "have the same split, first weights and batch order; the test split is used once a run, with the weights "
-            "that were best on the validation split. Every 25 updates, before an update and after it, 200 training "
-            "images pass in training mode, noise included, and each channel's mean and standard deviation behind each "
-            "norm, or where it was, are taken. Pilots on seeds 100 and 101 of the default data chose the rates and "
-            "the noise: with a scale of ±0.5, or a shift of ±1 as well, accuracy fell by about one point, or "
-            "four. So the claim is about moderate noise, and more of it makes it false; how unstable the activations "
-            "become is measured. The pilots also showed that over 20 updates a network without batch norm drifts "
-            "about as far as the noise moves it; from one update to the next is what decides, and both are reported."
+            "SGD with momentum 0.9, batches of 60, 250 steps, the learning rate falling in a straight line to 0. "
+            "Noise stands behind γ and β of each norm, in training only: in evaluation there is none, as with "
+            "dropout. The arm without batch norm keeps each norm's bias and is searched over the rates 0.01, 0.03, "
+            "0.1 and 0.3 (a first study on these seeds began at 0.03, which was chosen in three of five, so the grid "
+            "was widened), the other two over 0.1, 0.3 and 1: in each seed, the rate with the best validation "
+            "accuracy. Arms of a seed have the same split, first weights and batch order; the test split is used once "
+            "a run, with the weights that were best on the validation split. Every 25 updates, before an update and "
+            "after it, 200 training images pass in training mode, noise included, and each channel's mean and "
+            "standard deviation behind each norm, or where it was, are taken. Pilots on seeds 100 and 101 of the "
+            "default data chose the rates and the noise: with a scale of ±0.5, or a shift of ±1 as well, accuracy "
+            "fell by about one point, or four. So the claim is about moderate noise, and more of it makes it false; "
+            "how unstable the activations become is measured. The pilots also showed that over 20 updates a network "
+            "without batch norm drifts about as far as the noise moves it; from one update to the next is what "
+            "decides, and both are reported."
         ),
         metric=(
             "test accuracy, each arm at its best rate; the mean move of a channel's mean, in standard deviations, and "
@@ -118,7 +120,7 @@ class NoisyBatchNorm(SubjectClaim):
             "to withstand, or if the network with batch norm or the one without has not learnt. " + LEARNT
         ),
         control="The arm with noise loses its batch norm and keeps the noise.",
-        budget=130,
+        budget=140,
         tier="full",
         smallest=60,
     )
