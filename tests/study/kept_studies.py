@@ -7,7 +7,7 @@ from pathlib import Path
 from batchnorm.study import Outcome, Result, registered
 from batchnorm.study.engine import conclude
 from batchnorm.study.environment import Environment
-from batchnorm.study.export import write
+from batchnorm.study.results.export import write
 
 CLAIM = "error-surface"
 

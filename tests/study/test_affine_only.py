@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from batchnorm.study import Conclusion, Result, Verdict
+from batchnorm.study.apparatus.residual import Residual
 from batchnorm.study.arms import norms
 from batchnorm.study.claims.affine_only import KINDS, AffineOnly, train_only
 from batchnorm.study.data import Split, split
 from batchnorm.study.error import StudyError
-from batchnorm.study.residual import Residual
 from batchnorm.study.subjects import Stack
 from study.helpers import DIGITS, baseline_of, run_here, wave
 

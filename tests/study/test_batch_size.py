@@ -8,12 +8,12 @@ import torch
 from batchnorm.functional import batch_renorm
 from batchnorm.report.chart import Curves, Intervals, Panels
 from batchnorm.study import Conclusion, Result, Verdict
+from batchnorm.study.apparatus.averaged import Dense
+from batchnorm.study.apparatus.last_weights import to_the_end
+from batchnorm.study.apparatus.small_parts import InParts, normalised_by, renormalised_by
 from batchnorm.study.arms import derive, norms
-from batchnorm.study.averaged import Dense
 from batchnorm.study.claims.batch_size import BatchSize
 from batchnorm.study.data import split
-from batchnorm.study.last_weights import to_the_end
-from batchnorm.study.small_parts import InParts, normalised_by, renormalised_by
 from batchnorm.study.subjects import Stack
 from batchnorm.study.training import Recipe
 from study.helpers import DIGITS, baseline_of, run_here, wave

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from batchnorm.study import kept, registered
+from batchnorm.study.results import kept, registered
 from study.kept_studies import CLAIM, folder, run
 
 FOLDER = Path(__file__).parents[2] / "docs" / "claims"

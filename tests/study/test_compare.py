@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from batchnorm.cli.app import app
 from batchnorm.study import Conclusion, Effect, Outcome, Verdict, kept, registered
-from batchnorm.study.compare import Comparison, Pair, compare
-from batchnorm.study.compare_page import apart, compare_page, verdicts
+from batchnorm.study.results.compare import Comparison, Pair, compare
+from batchnorm.study.results.compare_page import apart, compare_page, verdicts
 from batchnorm.study.statistics import Interval, interval
 from study.kept_studies import folder
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.study import Conclusion, Result, StudyError, Verdict
-from batchnorm.study.at_weights import AtWeights
+from batchnorm.study.apparatus.at_weights import AtWeights
+from batchnorm.study.apparatus.gradient_shift import GradientShift, shift_of, stages
 from batchnorm.study.claims.covariate_shift import CovariateShift
-from batchnorm.study.gradient_shift import GradientShift, shift_of, stages
 from batchnorm.study.subjects import Stack
 from study.helpers import DIGITS, baseline_of, run_here, wave
 

@@ -8,8 +8,8 @@ from torch import nn
 from batchnorm import BatchNorm1d
 from batchnorm.report.chart import Curves, Intervals, Panels
 from batchnorm.study import Conclusion, Result, Run, Verdict
+from batchnorm.study.apparatus.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from batchnorm.study.claims.domain_shift import DomainShift
-from batchnorm.study.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from batchnorm.study.data import split
 from batchnorm.study.subjects import Own, Stack
 from study.helpers import DIGITS, baseline_of, run_here, wave

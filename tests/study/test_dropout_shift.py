@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from batchnorm import BatchNormAct2d
 from batchnorm.report.chart import Curves, Intervals, Panels
 from batchnorm.study import Conclusion, Result, Run, Verdict
+from batchnorm.study.apparatus.dropout import PLACEMENTS, places, with_dropout
+from batchnorm.study.apparatus.population import met
+from batchnorm.study.apparatus.shift import learned_variance
 from batchnorm.study.claims.dropout_shift import CLAIM, DropoutShift
 from batchnorm.study.data import split
-from batchnorm.study.dropout import PLACEMENTS, places, with_dropout
 from batchnorm.study.error import StudyError
 from batchnorm.study.learning import SHARE
-from batchnorm.study.population import met
-from batchnorm.study.shift import learned_variance
 from batchnorm.study.subjects import Own, Stack
 from study.helpers import DIGITS, baseline_of, run_here, wave
 

@@ -9,9 +9,9 @@ from batchnorm import BatchNorm1d
 from batchnorm.errors import ArgumentError
 from batchnorm.report.chart import Curves, Panels
 from batchnorm.study import Conclusion, Result, Run, Verdict
+from batchnorm.study.apparatus.precise import caught_up, precise
 from batchnorm.study.claims.ema_vs_population import EmaVersusPopulation
 from batchnorm.study.data import split
-from batchnorm.study.precise import caught_up, precise
 from batchnorm.study.subjects import Own, Stack
 from batchnorm.study.training import Recipe, accuracy, train
 from study.helpers import DIGITS, baseline_of, run_here, wave

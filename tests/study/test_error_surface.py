@@ -5,8 +5,8 @@ import pytest
 
 from batchnorm.report.chart import Contours, Panels
 from batchnorm.study import Conclusion, Result, Verdict
+from batchnorm.study.apparatus.descent import curvatures_of, descend, detour, steps_to, turns
 from batchnorm.study.claims.error_surface import ErrorSurface
-from batchnorm.study.descent import curvatures_of, descend, detour, steps_to, turns
 from study.helpers import run_here
 
 CLAIM = ErrorSurface()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from batchnorm.study import Conclusion, Effect, Outcome, Result, Run, SubjectClaim, Verdict, registered
 from batchnorm.study.environment import Environment
-from batchnorm.study.export import FORMAT, effects_table, results, runs_table, write
+from batchnorm.study.results.export import FORMAT, effects_table, results, runs_table, write
 from batchnorm.study.statistics import Interval, interval
 from study.test_engine import Toy
 

@@ -4,7 +4,7 @@ import pytest
 
 from batchnorm.report.chart import Curves, Intervals
 from batchnorm.study import Conclusion, Result, Verdict
-from batchnorm.study.averaged import Dense
+from batchnorm.study.apparatus.averaged import Dense
 from batchnorm.study.claims.ghost import Ghost
 from study.helpers import DIGITS, baseline_of, run_here, wave
 

@@ -6,8 +6,8 @@ from torch import nn
 
 from batchnorm import BatchNorm1d
 from batchnorm.study import Conclusion, Result, Run, Verdict
+from batchnorm.study.apparatus.copies import Copies
 from batchnorm.study.claims.input_standardisation import InputStandardisation
-from batchnorm.study.copies import Copies
 from study.helpers import run_here
 
 SMALL = InputStandardisation(rates=(1e-4, 1e-2, 1e-1), steps=300, tolerance=0.25)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from batchnorm.study import Outcome, StudyError, kept
-from batchnorm.study.export import FORMAT
+from batchnorm.study.results.export import FORMAT
 from batchnorm.study.statistics import Interval
 from study.kept_studies import CLAIM, folder, run
 

@@ -8,10 +8,10 @@ from torch import nn
 
 from batchnorm.report.chart import Intervals, Panels
 from batchnorm.study import Conclusion, Result, Verdict
+from batchnorm.study.apparatus.usable import WORST, at_the_end, largest, learning_below
 from batchnorm.study.claims.learning_rate import LearningRate
 from batchnorm.study.data import Split
 from batchnorm.study.subjects import Stack, Subject
-from batchnorm.study.usable import WORST, at_the_end, largest, learning_below
 from study.helpers import DIGITS, baseline_of, run_here, wave
 
 SMALL = LearningRate(

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from batchnorm.study import Conclusion, Result, Verdict
+from batchnorm.study.apparatus.noise import Drift, Noise
 from batchnorm.study.claims.noisy_bn import NoisyBatchNorm
-from batchnorm.study.noise import Drift, Noise
 from batchnorm.study.subjects import Stack
 from study.helpers import DIGITS, baseline_of, run_here, wave
 

@@ -4,8 +4,8 @@ from torch import nn
 
 from batchnorm import BatchNorm1d
 from batchnorm.study import StudyError
+from batchnorm.study.apparatus.orders import neighbours, ordered
 from batchnorm.study.networks import fully_connected
-from batchnorm.study.orders import neighbours, ordered
 
 
 class Block(nn.Module):

@@ -14,7 +14,7 @@ from batchnorm.study.claim import Conclusion, Effect, Result, Run, Verdict
 from batchnorm.study.data import Source
 from batchnorm.study.engine import Outcome
 from batchnorm.study.environment import Environment
-from batchnorm.study.output import page
+from batchnorm.study.results.output import page
 from batchnorm.study.statistics import Interval
 
 PICTURE = Curves("The headline picture", "steps", "accuracy (%)", [Series("with", [0, 1], [0, 1], 1)])

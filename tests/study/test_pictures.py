@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from batchnorm.cli.app import app
 from batchnorm.report import Curves, Series
 from batchnorm.study import Conclusion, Outcome, Verdict, registered
-from batchnorm.study.pictures import write_pictures
+from batchnorm.study.results.pictures import write_pictures
 
 
 def test_each_chart_of_each_claim_becomes_a_file_with_a_telling_name(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import torch
 
 from batchnorm.report.chart import Intervals, Panels
 from batchnorm.study import Conclusion, Result, Verdict
-from batchnorm.study.averaged import Dense
+from batchnorm.study.apparatus.averaged import Dense
 from batchnorm.study.claims.renorm import Renorm, by_class_pairs
 from batchnorm.study.data import split
 from study.helpers import DIGITS, baseline_of, run_here, wave

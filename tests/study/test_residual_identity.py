@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from batchnorm.study import Conclusion, Result, Verdict
+from batchnorm.study.apparatus.residual import BRANCHES, PLAIN, SKIP_INIT, WITH_NORM, Block, fully_connected_residual
 from batchnorm.study.claims.residual_identity import ResidualIdentity
-from batchnorm.study.residual import BRANCHES, PLAIN, SKIP_INIT, WITH_NORM, Block, fully_connected_residual
 from study.helpers import DIGITS, baseline_of, run_here, wave
 
 SMALL = ResidualIdentity(

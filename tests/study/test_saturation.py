@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from batchnorm.study import Conclusion, Result, Verdict
+from batchnorm.study.apparatus.gradients import log_norms, lost, wide_factor
 from batchnorm.study.claims.gradient_explosion import predicted_growth
 from batchnorm.study.claims.saturation import Saturation
-from batchnorm.study.gradients import log_norms, lost, wide_factor
 from study.helpers import DIGITS, run_here, wave
 
 SMALL = Saturation(depth=30, depths=(5,), scales=(0.25, 1.0, 4.0), width=60)

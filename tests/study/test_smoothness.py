@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from batchnorm.study import Conclusion, Result, Verdict
-from batchnorm.study.at_weights import MOST, AtWeights, finite
+from batchnorm.study.apparatus.at_weights import MOST, AtWeights, finite
+from batchnorm.study.apparatus.landscape import walk_along
 from batchnorm.study.claims.smoothness import Smoothness
-from batchnorm.study.landscape import walk_along
 from batchnorm.study.subjects import Stack
 from study.helpers import DIGITS, baseline_of, run_here, wave
 

@@ -8,9 +8,17 @@ import torch
 from batchnorm import BatchNorm2d, diagnose
 from batchnorm.report.chart import Panels, Pictures
 from batchnorm.study import Conclusion, Result, Verdict
+from batchnorm.study.apparatus.enlarging import (
+    Enlarger,
+    by_own_statistics,
+    enlarged,
+    photographs,
+    psnr,
+    repeated,
+    score,
+)
 from batchnorm.study.claims.super_resolution import CLAIM, SuperResolution
 from batchnorm.study.data.pictures import PICTURES, pictures
-from batchnorm.study.enlarging import Enlarger, by_own_statistics, enlarged, photographs, psnr, repeated, score
 from batchnorm.study.error import StudyError
 from study.helpers import run_here, wave
 

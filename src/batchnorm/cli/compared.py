@@ -19,9 +19,9 @@ def show_comparison(first: Path, second: Path, folder: Path) -> None:
         OSError: If the page cannot be written.
     """
     from ..files import write_whole  # noqa: PLC0415 - `batchnorm --help` should not wait for them
-    from ..study.compare import compare  # noqa: PLC0415
-    from ..study.compare_page import apart, compare_page, verdicts  # noqa: PLC0415
-    from ..study.kept import read  # noqa: PLC0415
+    from ..study.results.compare import compare  # noqa: PLC0415
+    from ..study.results.compare_page import apart, compare_page, verdicts  # noqa: PLC0415
+    from ..study.results.kept import read  # noqa: PLC0415
 
     comparison = compare(read(first), read(second))
     page = folder / _PAGE

@@ -12,9 +12,9 @@ from ..study.data import default, load
 from ..study.engine import conclude, prepare
 from ..study.environment import Environment
 from ..study.explanation import Explanation
-from ..study.export import write
-from ..study.pictures import write_pictures
 from ..study.processes import available_cores
+from ..study.results.export import write
+from ..study.results.pictures import write_pictures
 from ..study.store import Store, remove_leftovers
 from ..study.task import Crew
 from .progress import show_crew, show_plan, showing

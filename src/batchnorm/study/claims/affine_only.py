@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ...report.chart import Curves, Figure, Intervals, Row, Series
 from ...report.number import spoken
+from ..apparatus.residual import Residual
 from ..arms import derive, norms
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
 from ..data import Source, split
 from ..error import StudyError
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
-from ..residual import Residual
 from ..search import ends
 from ..statements import Case, joined, rank
 from ..statistics import interval, paired

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ...population import freeze
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
+from ..apparatus.averaged import Averaged, Dense
+from ..apparatus.last_weights import chosen, rates_chosen, to_the_end
+from ..apparatus.small_parts import normalised_by, renormalised_by
 from ..arms import derive
-from ..averaged import Averaged, Dense
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
 from ..data import Source, split
-from ..last_weights import chosen, rates_chosen, to_the_end
 from ..learning import LEARNT, SHARE, learnt, shortfall
 from ..search import ends
-from ..small_parts import normalised_by, renormalised_by
 from ..statements import Case, joined, rank
 from ..statistics import Interval, interval
 from ..subjects import Stack, Subject

@@ -11,13 +11,13 @@ from typing import ClassVar
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
 from ...report.number import spoken
+from ..apparatus.gradient_shift import GradientShift, Moved
+from ..apparatus.searched import chosen, common, lacking, parted, planned, ratio, tuned
 from ..arms import derive
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict
 from ..data import Source, split
 from ..error import StudyError
-from ..gradient_shift import GradientShift, Moved
 from ..learning import LEARNT, SHARE, baseline
-from ..searched import chosen, common, lacking, parted, planned, ratio, tuned
 from ..statements import Case
 from ..statistics import Interval, interval, paired
 from ..subjects import Stack, Subject

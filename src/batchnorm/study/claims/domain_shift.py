@@ -16,9 +16,9 @@ from ...errors import ArgumentError
 from ...population import adapt, recalibrate
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
 from ...report.number import spoken
+from ..apparatus.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from ..arms import derive
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
-from ..corruptions import CORRUPTIONS, SEVERITIES, corrupted
 from ..data import Source, Split, split
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
 from ..percent import axis

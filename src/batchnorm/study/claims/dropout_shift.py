@@ -12,14 +12,14 @@ import torch
 
 from ...population import recalibrate
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
+from ..apparatus.dropout import PLACEMENTS, with_dropout
+from ..apparatus.population import met
+from ..apparatus.shift import gaussian_ratio, learned_variance, shifts
 from ..claim import TIERS, About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
 from ..data import Source, Split, split
-from ..dropout import PLACEMENTS, with_dropout
 from ..error import StudyError
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
 from ..percent import axis
-from ..population import met
-from ..shift import gaussian_ratio, learned_variance, shifts
 from ..statements import joined
 from ..statistics import Interval, interval, paired
 from ..subjects import Stack, Subject

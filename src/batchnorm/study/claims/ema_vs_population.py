@@ -12,6 +12,7 @@ import torch
 
 from ...population import recalibrate
 from ...report.chart import Curves, Figure, Panels, Series
+from ..apparatus.precise import caught_up, precise
 from ..claim import (
     About,
     Conclusion,
@@ -28,7 +29,6 @@ from ..claim import (
 from ..data import Source, Split, split
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
 from ..percent import axis
-from ..precise import caught_up, precise
 from ..statements import Case, joined, rank
 from ..statistics import interval, paired
 from ..subjects import Stack, Subject

@@ -13,9 +13,9 @@ import torch
 
 from ... import Standardize
 from ...report.chart import Contours, Curves, Panels, Series
+from ..apparatus.descent import curvatures_of, descend, detour, steps_to, turns
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, table
-from ..descent import curvatures_of, descend, detour, steps_to, turns
 from ..statements import joined, rank
 from ..statistics import Interval, interval
 

@@ -9,13 +9,13 @@ from statistics import fmean
 from typing import ClassVar, TypeAlias
 
 from ...report.chart import Curves, Figure, Intervals, Row, Series
-from ..averaged import Dense
+from ..apparatus.averaged import Dense
+from ..apparatus.last_weights import chosen, rates_chosen, to_the_end
+from ..apparatus.small_parts import normalised_by
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
 from ..data import Source, split
-from ..last_weights import chosen, rates_chosen, to_the_end
 from ..learning import LEARNT, SHARE, learnt, shortfall
 from ..search import ends
-from ..small_parts import normalised_by
 from ..statements import Case, joined, rank
 from ..statistics import Interval, interval
 from ..subjects import Subject

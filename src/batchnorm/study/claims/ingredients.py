@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
 from ...report.number import spoken
+from ..apparatus.dropout import with_dropout
 from ..arms import derive
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
 from ..data import Source, split
-from ..dropout import with_dropout
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
 from ..percent import axis
 from ..search import ends

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ... import Standardize
 from ...report.chart import Curves, Figure, Series
+from ..apparatus.copies import Copies, losses_of
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
-from ..copies import Copies, losses_of
 from ..data import Source, table
 from ..statements import joined, rank
 from ..statistics import Interval, interval

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
 from ...report.number import spoken
+from ..apparatus.usable import learning_below, search
 from ..arms import derive
 from ..claim import (
     About,
@@ -33,7 +34,6 @@ from ..search import ends
 from ..statistics import Interval, interval, paired
 from ..subjects import Stack, Subject
 from ..training import Recipe, train
-from ..usable import learning_below, search
 
 __all__ = ["CLAIM", "LearningRate"]
 

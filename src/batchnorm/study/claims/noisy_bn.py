@@ -11,13 +11,13 @@ from typing import ClassVar
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
 from ...report.number import spoken
+from ..apparatus.noise import Drift, Noise
+from ..apparatus.searched import Tuned, chosen, lacking, parted, planned, ratio, tuned
 from ..arms import derive, norms
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict
 from ..data import Source, split
 from ..learning import LEARNT, SHARE, baseline
-from ..noise import Drift, Noise
 from ..percent import axis, difference_error
-from ..searched import Tuned, chosen, lacking, parted, planned, ratio, tuned
 from ..statistics import Interval, paired
 from ..subjects import Stack, Subject
 from ..training import Recipe, train

@@ -10,10 +10,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
+from ..apparatus.orders import ORDERS, neighbours, ordered
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
 from ..data import Source, Split, split
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
-from ..orders import ORDERS, neighbours, ordered
 from ..percent import axis, difference_error
 from ..search import ends
 from ..statistics import CONFIDENCE, Interval, paired

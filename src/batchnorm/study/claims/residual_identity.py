@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ...report.chart import Curves, Figure, Series
 from ...report.number import spoken
+from ..apparatus.residual import BRANCHES, PLAIN, SKIP_INIT, WITH_NORM, Block, fully_connected_residual
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, split
 from ..learning import LEARNT, SHARE, baseline, learnt
-from ..residual import BRANCHES, PLAIN, SKIP_INIT, WITH_NORM, Block, fully_connected_residual
 from ..search import ends
 from ..statements import Case, joined, rank
 from ..statistics import interval, paired

@@ -12,9 +12,9 @@ import numpy as np
 from torch import nn
 
 from ...report.chart import Curves, Panels, Series
+from ..apparatus.gradients import log_norms, lost, wide_factor
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, split
-from ..gradients import log_norms, lost, wide_factor
 from ..networks import fully_connected
 from ..statements import Case, joined, rank
 from ..statistics import interval

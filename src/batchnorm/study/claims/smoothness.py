@@ -11,13 +11,13 @@ from typing import ClassVar
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
 from ...report.number import spoken
+from ..apparatus.at_weights import finite
+from ..apparatus.landscape import Landscape
+from ..apparatus.searched import chosen, common, lacking, parted, planned, ratio, tuned
 from ..arms import derive
-from ..at_weights import finite
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict
 from ..data import Source, split
-from ..landscape import Landscape
 from ..learning import LEARNT, SHARE, baseline
-from ..searched import chosen, common, lacking, parted, planned, ratio, tuned
 from ..statements import Case, joined, rank
 from ..statistics import Interval, paired
 from ..subjects import Stack, Subject

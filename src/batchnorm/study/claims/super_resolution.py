@@ -13,10 +13,7 @@ from torch import Tensor
 
 from ...bench.kept import bytes_kept
 from ...report.chart import Figure, Intervals, Panels, Picture, Pictures, Row
-from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
-from ..data import Source
-from ..data.pictures import PICTURES, pictures
-from ..enlarging import (
+from ..apparatus.enlarging import (
     Enlarger,
     Photographs,
     Training,
@@ -28,6 +25,9 @@ from ..enlarging import (
     score,
     train,
 )
+from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
+from ..data import Source
+from ..data.pictures import PICTURES, pictures
 from ..search import ends
 from ..statements import Case, joined
 from ..statistics import Interval, interval

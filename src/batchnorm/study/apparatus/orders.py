@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arms import norms
-from .error import StudyError
+from ..arms import norms
+from ..error import StudyError
 
 __all__ = ["ORDERS", "Neighbours", "neighbours", "ordered"]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
-from .. import BatchNorm2d
-from .claim import Report
+from ... import BatchNorm2d
+from ..claim import Report
 
 __all__ = [
     "Enlarger",

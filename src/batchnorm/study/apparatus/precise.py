@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..population import NonfiniteError, recalibrate
-from .training import accuracy
+from ...population import NonfiniteError, recalibrate
+from ..training import accuracy
 
 __all__ = ["caught_up", "precise"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ..report import Block, Counts, Heading, Line, Lines, Section
-from .claim import Topic, Verdict
-from .engine import Outcome
+from ...report import Block, Counts, Heading, Line, Lines, Section
+from ..claim import Topic, Verdict
+from ..engine import Outcome
 
 __all__ = ["OVERVIEW", "TONES", "overview"]
 

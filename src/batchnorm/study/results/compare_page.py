@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from ..report import Block, Counts, Formula, Heading, Section, Table, render, spoken
+from ...report import Block, Counts, Formula, Heading, Section, Table, render, spoken
 from .compare import Change, Comparison, Pair
 from .kept import KeptStudy
 from .overview import TONES

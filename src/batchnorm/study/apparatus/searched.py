@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from .claim import Result, Run, by_arm
-from .data import Source
-from .learning import learnt, shortfall
-from .search import ends
-from .statistics import Interval, paired
+from ..claim import Result, Run, by_arm
+from ..data import Source
+from ..learning import learnt, shortfall
+from ..search import ends
+from ..statistics import Interval, paired
 
 __all__ = ["Grids", "Tuned", "chosen", "common", "lacking", "parted", "planned", "ratio", "tuned"]
 

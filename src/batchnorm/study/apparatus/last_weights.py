@@ -9,11 +9,11 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from ..population import recalibrate
-from .claim import Report, Result, Value
-from .data import Split
-from .learning import baseline
-from .training import Recipe, accuracy, shuffled, train
+from ...population import recalibrate
+from ..claim import Report, Result, Value
+from ..data import Split
+from ..learning import baseline
+from ..training import Recipe, accuracy, shuffled, train
 
 __all__ = ["chosen", "rates_chosen", "to_the_end"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 
-from ..report import Block, Code, Formula, Heading, Link, Section, Table, render
-from .claim import TIERS, Conclusion, SubjectClaim
-from .data.source import Source
-from .engine import Outcome
-from .environment import Environment
+from ...report import Block, Code, Formula, Heading, Link, Section, Table, render
+from ..claim import TIERS, Conclusion, SubjectClaim
+from ..data.source import Source
+from ..engine import Outcome
+from ..environment import Environment
 from .overview import OVERVIEW, TONES, overview
 
 __all__ = ["page"]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..reference import moments, pooled_moments
-from ..reference.moments import Moments
-from .arms import norms
+from ...reference import moments, pooled_moments
+from ...reference.moments import Moments
+from ..arms import norms
 
 __all__ = ["met"]
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .claim import TIERS, Claim, Effect, Result, Run, Value, Verdict
-from .data.source import Source
-from .engine import Outcome, conclude
-from .error import StudyError
+from ..claim import TIERS, Claim, Effect, Result, Run, Value, Verdict
+from ..data.source import Source
+from ..engine import Outcome, conclude
+from ..error import StudyError
+from ..registry import registered
+from ..statistics import Interval
 from .export import FORMAT
-from .registry import registered
-from .statistics import Interval
 
 __all__ = ["RESULTS", "KeptClaim", "KeptStudy", "outcomes", "read"]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .data import Split
-from .networks import fully_connected
-from .subjects import Subject
+from ..data import Split
+from ..networks import fully_connected
+from ..subjects import Subject
 
 __all__ = ["Averaged", "Dense"]
 

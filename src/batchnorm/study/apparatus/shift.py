@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import BatchNorm1d
-from ..reference import moments, pooled_moments
-from .claim import Value
+from ... import BatchNorm1d
+from ...reference import moments, pooled_moments
+from ..claim import Value
 from .population import met
 
 __all__ = ["gaussian_ratio", "learned_variance", "shifts"]

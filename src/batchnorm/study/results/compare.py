@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .claim import Effect
+from ..claim import Effect
+from ..statistics import CONFIDENCE, Interval
 from .kept import KeptClaim, KeptStudy
-from .statistics import CONFIDENCE, Interval
 
 __all__ = ["Change", "Comparison", "Pair", "compare"]
 

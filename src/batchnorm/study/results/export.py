@@ -11,11 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ..files import write_whole
-from ..report import Section
-from .claim import Result, SubjectClaim
-from .engine import Outcome
-from .environment import Environment
+from ...files import write_whole
+from ...report import Section
+from ..claim import Result, SubjectClaim
+from ..engine import Outcome
+from ..environment import Environment
 from .output import page
 
 __all__ = ["FORMAT", "effects_table", "results", "runs_table", "write"]

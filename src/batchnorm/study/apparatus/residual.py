@@ -9,9 +9,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .. import BatchNorm1d, BatchNorm2d
-from .data import Split
-from .subjects import Subject
+from ... import BatchNorm1d, BatchNorm2d
+from ..data import Split
+from ..subjects import Subject
 
 __all__ = [
     "BRANCHES",

@@ -9,9 +9,9 @@ from statistics import fmean
 
 from torch import Tensor, nn
 
-from .claim import Report
-from .data import Split
-from .training import Recipe, train
+from ..claim import Report
+from ..data import Split
+from ..training import Recipe, train
 
 __all__ = ["WORST", "Found", "at_the_end", "largest", "learning_below", "search"]
 

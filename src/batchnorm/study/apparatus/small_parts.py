@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional import batch_renorm
-from .arms import derive, norms
+from ...functional import batch_renorm
+from ..arms import derive, norms
 
 __all__ = ["InParts", "normalised_by", "renormalised_by"]
 

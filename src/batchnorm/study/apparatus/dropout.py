@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..activation import IDENTITY
-from ..nn._base import is_batch_norm
-from ..surgery.kinds import activation_of
+from ...activation import IDENTITY
+from ...nn._base import is_batch_norm
+from ...surgery.kinds import activation_of
 
 __all__ = ["PLACEMENTS", "places", "with_dropout"]
 

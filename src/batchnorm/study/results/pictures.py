@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..report import save_picture
-from .engine import Outcome
+from ...report import save_picture
+from ..engine import Outcome
 
 __all__ = ["write_pictures"]
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .. import BatchNorm1d
+from ... import BatchNorm1d
 
 __all__ = ["Copies", "losses_of"]
 

@@ -1,0 +1,1 @@
+"""What claims measure with: networks changed in one thing, trainings, gradients, statistics, data made worse."""
