@@ -8,18 +8,18 @@ import torch
 from batchnorm.functional import batch_renorm
 from batchnorm.report.chart import Curves, Intervals, Panels
 from batchnorm.study import Conclusion, Result, Verdict
-from batchnorm.study.apparatus.averaged import Dense
+from batchnorm.study.apparatus.averaged import Averaged
 from batchnorm.study.apparatus.last_weights import to_the_end
 from batchnorm.study.apparatus.small_parts import InParts, normalised_by, renormalised_by
 from batchnorm.study.arms import derive, norms
 from batchnorm.study.claims.batch_size import BatchSize
 from batchnorm.study.data import split
-from batchnorm.study.subjects import Stack
+from batchnorm.study.subjects import Dense, Stack
 from batchnorm.study.training import Recipe
 from study.helpers import DIGITS, baseline_of, run_here, wave
 
 SMALL = BatchSize(
-    subject=Dense((16,)),
+    subject=Averaged(Dense((16,))),
     companion=None,
     sizes=(2, 64),
     rates=(0.3,),
@@ -121,7 +121,7 @@ def test_a_network_of_the_users_has_no_companion_and_sees_whole_images() -> None
     assert isinstance(_concluded(least=0.8, whole=0.95, group=0.93).charts[0], Panels)
     parts = split(DIGITS, 0)
     assert sum(isinstance(module, torch.nn.AvgPool2d) for module in own.subject.build(parts, 0).modules()) == 0
-    for subject in (BatchSize().subject, Dense((5,))):
+    for subject in (BatchSize().subject, Averaged(Dense((5,)))):
         model = subject.build(parts, 0)
         assert model(parts.train[0][:2]).shape == (2, 10)
         assert "averaged over 2×2 pixels" in subject.description

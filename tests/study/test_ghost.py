@@ -4,12 +4,13 @@ import pytest
 
 from batchnorm.report.chart import Curves, Intervals
 from batchnorm.study import Conclusion, Result, Verdict
-from batchnorm.study.apparatus.averaged import Dense
+from batchnorm.study.apparatus.averaged import Averaged
 from batchnorm.study.claims.ghost import Ghost
+from batchnorm.study.subjects import Dense
 from study.helpers import DIGITS, baseline_of, run_here, wave
 
 SMALL = Ghost(
-    subject=Dense((16,)),
+    subject=Averaged(Dense((16,))),
     small=16,
     large=64,
     updates=60,

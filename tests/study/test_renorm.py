@@ -3,12 +3,13 @@ import torch
 
 from batchnorm.report.chart import Intervals, Panels
 from batchnorm.study import Conclusion, Result, Verdict
-from batchnorm.study.apparatus.averaged import Dense
+from batchnorm.study.apparatus.averaged import Averaged
 from batchnorm.study.claims.renorm import Renorm, by_class_pairs
 from batchnorm.study.data import split
+from batchnorm.study.subjects import Dense
 from study.helpers import DIGITS, baseline_of, run_here, wave
 
-SMALL = Renorm(subject=Dense((16,)), steps=60, rates=(0.1,), share=0.0)
+SMALL = Renorm(subject=Averaged(Dense((16,))), steps=60, rates=(0.1,), share=0.0)
 
 
 def test_with_the_effect_removed_it_is_not_reproduced() -> None:

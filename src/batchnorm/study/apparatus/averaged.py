@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from ..data import Split
-from ..networks import fully_connected
 from ..subjects import Subject
 
-__all__ = ["Averaged", "Dense"]
+__all__ = ["Averaged"]
 
 _FIRST = "images averaged over 2×2 pixels, then "
 
@@ -37,31 +36,8 @@ class Averaged(Subject):
 
     def build(self, parts: Split, seed: int) -> nn.Module:
         """Both, one after the other."""
-        return nn.Sequential(_average(), self.subject.build(parts, seed))
-
-
-@dataclass(frozen=True)
-class Dense(Subject):
-    """Fully connected ReLU layers on averaged images, batch norm before each ReLU: one value an image in a channel.
-
-    Args:
-        hidden: Units of the hidden layers.
-    """
-
-    hidden: tuple[int, ...]
-
-    @property
-    def description(self) -> str:
-        """Widths."""
-        widths = ", ".join(str(width) for width in self.hidden)
-        return (
-            f"{_FIRST}{len(self.hidden)} fully connected layers of {widths} units, each with batch norm before its "
-            "ReLU, then a linear layer"
-        )
-
-    def build(self, parts: Split, seed: int) -> nn.Module:
-        """The layers, with He's initialisation."""
         average = _average()
-        inputs = average(parts.train[0][:1]).numel()
-        layers = fully_connected((inputs, *self.hidden, parts.classes), activation="relu", norm="before", seed=seed)
-        return nn.Sequential(average, layers)
+        images, labels = parts.train
+        # The other needs the shape of what it gets, which one image tells.
+        small = replace(parts, train=(average(images[:1]), labels))
+        return nn.Sequential(average, self.subject.build(small, seed))

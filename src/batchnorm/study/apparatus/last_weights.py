@@ -1,8 +1,8 @@
-"""Training for a fixed number of updates, judged by its last weights; and the best of a grid of learning rates."""
+"""Training for a fixed number of updates, judged by its last weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import fmean
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ...population import recalibrate
-from ..claim import Report, Result, Value
+from ..claim import Report, Value
 from ..data import Split
 from ..learning import baseline
 from ..training import Recipe, accuracy, shuffled, train
 
-__all__ = ["chosen", "rates_chosen", "to_the_end"]
+__all__ = ["to_the_end"]
 
 # Parts of a run whose mean training loss is kept.
 _PARTS = 10
@@ -73,17 +73,3 @@ def to_the_end(
 def _tenths(losses: Sequence[float]) -> list[float]:
     edges = [round(place * len(losses) / _PARTS) for place in range(_PARTS + 1)]
     return [fmean(losses[start:end]) for start, end in pairwise(edges) if end > start]
-
-
-def chosen(arms: Mapping[str, Mapping[int, Result]], name: str, rates: Sequence[float]) -> dict[int, Result]:
-    """By seed, the run of the arm ``name`` with the best validation accuracy among these rates; of equals the first.
-
-    Runs of an arm at a rate are named ``f"{name} {rate:g}"``.
-    """
-    grid = [arms[f"{name} {rate:g}"] for rate in rates]
-    return {seed: max((runs[seed] for runs in grid), key=lambda result: result.number("best")) for seed in grid[0]}
-
-
-def rates_chosen(runs: Mapping[int, Result]) -> list[float]:
-    """The rates of chosen runs."""
-    return [float(result.run.arm.rsplit(" ", 1)[1]) for result in runs.values()]

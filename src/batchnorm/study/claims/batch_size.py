@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import ClassVar, TypeAlias
 
@@ -11,17 +11,18 @@ from torch import Tensor
 
 from ...population import freeze
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
-from ..apparatus.averaged import Averaged, Dense
-from ..apparatus.last_weights import chosen, rates_chosen, to_the_end
+from ..apparatus import searched
+from ..apparatus.averaged import Averaged
+from ..apparatus.last_weights import to_the_end
+from ..apparatus.searched import parted
 from ..apparatus.small_parts import normalised_by, renormalised_by
 from ..arms import derive
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
 from ..data import Source, split
 from ..learning import LEARNT, SHARE, learnt, shortfall
-from ..search import ends
 from ..statements import Case, joined, rank
 from ..statistics import Interval, interval
-from ..subjects import Stack, Subject
+from ..subjects import Dense, Stack, Subject
 from ..training import Recipe
 
 __all__ = ["CLAIM", "BatchSize"]
@@ -49,8 +50,8 @@ class BatchSize(SubjectClaim):
         share: Of the way from guessing to 100%, what batch norm over the whole batch and group norm must come.
     """
 
-    subject: Subject = field(default_factory=lambda: Averaged(Stack(((16, 2), (32, 2), (64, 1), (64, 2)))))
-    companion: Subject | None = field(default_factory=lambda: Dense((100, 100)))
+    subject: Subject = Averaged(Stack(((16, 2), (32, 2), (64, 1), (64, 2))))
+    companion: Subject | None = Averaged(Dense((100, 100)))
     sizes: tuple[int, ...] = (2, 4, 16, 128)
     rates: tuple[float, ...] = (0.3, 1.0, 3.0)
     group_rates: tuple[float, ...] = (0.03, 0.1, 0.3)
@@ -171,7 +172,7 @@ class BatchSize(SubjectClaim):
     def conclude(self, results: Sequence[Result]) -> Conclusion:
         """Compares batch norm at the smallest size with the whole batch and with group norm."""
         arms = by_arm(results)
-        tuned = {name: chosen(arms, name, rates) for name, rates in self._grids().items()}
+        tuned = searched.tuned(results, self._grids())
         least, whole = f"batch {self._least}", f"batch {self._whole}"
         cases = [_case(tuned, least, other, self._name) for other in (whole, "group")]
         cases.sort(key=lambda case: rank(case.verdict))
@@ -227,13 +228,8 @@ class BatchSize(SubjectClaim):
         found.append(
             "Group norm computes each image by itself: its error is one number, whatever the normalisation batch."
         )
-        rates = "; ".join(
-            f"{self._name(name)}: {', '.join(f'{rate:g}' for rate in rates_chosen(runs))}"
-            for name, runs in tuned.items()
-        )
         grids = self._grids()
-        searched = [(rate, grids[name]) for name, runs in tuned.items() for rate in rates_chosen(runs)]
-        found.append(f"Rates chosen on the validation split, seed by seed: {rates}. {ends(searched)}")
+        found.append(searched.chosen(tuned, grids, {name: self._name(name) for name in grids}))
         return found
 
     def _error_chart(self, tuned: Mapping[str, Mapping[int, Result]], verdict: Verdict) -> Figure:
@@ -331,8 +327,8 @@ def _case(tuned: Mapping[str, Mapping[int, Result]], first: str, second: str, na
 def _same_rate(
     arms: Mapping[str, Mapping[int, Result]], tuned: Mapping[str, Mapping[int, Result]], least: str, whole: str
 ) -> Interval:
-    chosen_rates = zip(tuned[whole].items(), rates_chosen(tuned[whole]), strict=True)
-    return interval([_error(arms[f"{least} {rate:g}"][seed]) - _error(best) for (seed, best), rate in chosen_rates])
+    pairs = ((arms[f"{least} {parted(best.run)[1]:g}"][seed], best) for seed, best in tuned[whole].items())
+    return interval([_error(small) - _error(best) for small, best in pairs])
 
 
 def _line(label: str, sizes: Sequence[int], spans: Sequence[Interval], color: int) -> Series:

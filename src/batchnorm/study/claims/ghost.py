@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import ClassVar, TypeAlias
 
 from ...report.chart import Curves, Figure, Intervals, Row, Series
-from ..apparatus.averaged import Dense
-from ..apparatus.last_weights import chosen, rates_chosen, to_the_end
+from ..apparatus import searched
+from ..apparatus.averaged import Averaged
+from ..apparatus.last_weights import to_the_end
 from ..apparatus.small_parts import normalised_by
-from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
+from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict
 from ..data import Source, split
 from ..learning import LEARNT, SHARE, learnt, shortfall
-from ..search import ends
 from ..statements import Case, joined, rank
 from ..statistics import Interval, interval
-from ..subjects import Subject
+from ..subjects import Dense, Subject
 from ..training import Recipe
 
 __all__ = ["CLAIM", "Ghost"]
@@ -51,7 +51,7 @@ class Ghost(SubjectClaim):
         share: Of the way from guessing to 100%, what the large batch must come, whole or in ghost batches.
     """
 
-    subject: Subject = field(default_factory=lambda: Dense((100, 100)))
+    subject: Subject = Averaged(Dense((100, 100)))
     small: int = 32
     large: int = 1024
     updates: int = 384
@@ -137,8 +137,7 @@ class Ghost(SubjectClaim):
 
     def conclude(self, results: Sequence[Result]) -> Conclusion:
         """Compares ghost batches with the whole batch, at equal epochs and at equal updates."""
-        arms = by_arm(results)
-        tuned = {name: chosen(arms, name, rates) for name, rates in self._grids().items()}
+        tuned = searched.tuned(results, self._grids())
         cases = [
             _case(tuned, f"ghost {length}", f"batch {length}", f"ghost batches minus whole, equal {length}")
             for length in _LENGTHS
@@ -184,17 +183,11 @@ class Ghost(SubjectClaim):
                 Verdict.INCONCLUSIVE: "whether the large batch loses anything is not settled",
             }[gap.verdict]
             found.append(f"At equal {length} {lost}: {gap.name.split(',')[0]} is {_told(gap.interval)} points.")
-        small = _middle(rates_chosen(tuned["small"]))
-        large = _middle(rates_chosen(tuned["ghost updates"]))
-        rates = "; ".join(
-            f"{_WORDS[name]}: {', '.join(f'{rate:g}' for rate in rates_chosen(runs))}" for name, runs in tuned.items()
-        )
-        grids = self._grids()
-        searched = [(rate, grids[name]) for name, runs in tuned.items() for rate in rates_chosen(runs)]
+        small, large = _middle(tuned["small"]), _middle(tuned["ghost updates"])
         found.append(
-            f"Rates chosen on the validation split, seed by seed: {rates}. {ends(searched)} With ghost batches at "
-            f"equal updates they are {large / small:.1f} times those of the small batch (geometric mean over seeds), "
-            f"where the paper's rule says {math.sqrt(self.large / self.small):.1f}."
+            f"{searched.chosen(tuned, self._grids(), _WORDS)} With ghost batches at equal updates they are "
+            f"{large / small:.1f} times those of the small batch (geometric mean over seeds), where the paper's rule "
+            f"says {math.sqrt(self.large / self.small):.1f}."
         )
         return found
 
@@ -215,8 +208,9 @@ def _mean(runs: Mapping[int, Result], value: _Value) -> float:
     return fmean(value(result) for result in runs.values())
 
 
-def _middle(rates: Sequence[float]) -> float:
-    return math.exp(fmean(math.log(rate) for rate in rates))
+def _middle(runs: Mapping[int, Result]) -> float:
+    """Geometric mean of the rates of runs."""
+    return math.exp(fmean(math.log(searched.parted(result.run)[1]) for result in runs.values()))
 
 
 def _case(tuned: Mapping[str, Mapping[int, Result]], first: str, second: str, name: str) -> Case:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import ClassVar, TypeAlias
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
-from ..apparatus.averaged import Dense
-from ..apparatus.last_weights import chosen, rates_chosen, to_the_end
+from ..apparatus import searched
+from ..apparatus.averaged import Averaged
+from ..apparatus.last_weights import to_the_end
 from ..apparatus.small_parts import normalised_by, renormalised_by
 from ..arms import derive
-from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
+from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict
 from ..data import Source, split
 from ..learning import LEARNT, SHARE, learnt, shortfall
-from ..search import ends
 from ..statements import Case, joined, rank
 from ..statistics import Interval
-from ..subjects import Subject
+from ..subjects import Dense, Subject
 from ..training import Recipe, shuffled
 
 __all__ = ["CLAIM", "Renorm", "by_class_pairs"]
@@ -83,7 +83,7 @@ class Renorm(SubjectClaim):
         share: Of the way from guessing to 100%, what batch norm on whole random batches must come.
     """
 
-    subject: Subject = field(default_factory=lambda: Dense((100, 100)))
+    subject: Subject = Averaged(Dense((100, 100)))
     batch: int = 32
     tiny: int = 4
     steps: int = 400
@@ -177,8 +177,7 @@ class Renorm(SubjectClaim):
 
     def conclude(self, results: Sequence[Result]) -> Conclusion:
         """Compares batch renorm with batch norm in both settings."""
-        arms = by_arm(results)
-        tuned = {name: chosen(arms, name, self.rates) for name in _WORDS}
+        tuned = searched.tuned(results, dict.fromkeys(_WORDS, self.rates))
         cases = [_case(tuned, f"renorm {setting}", f"batch {setting}") for setting in _SETTINGS]
         cases.sort(key=lambda case: rank(case.verdict))
         losses = {name: _case(tuned, name, "whole") for name in _WORDS if name != "whole"}
@@ -220,11 +219,7 @@ class Renorm(SubjectClaim):
             if name != "group pairs"
         )
         found.append(f"Statistics of all training images, taken anew, change the test accuracy by: {anew}.")
-        rates = "; ".join(
-            f"{_WORDS[name]}: {', '.join(f'{rate:g}' for rate in rates_chosen(runs))}" for name, runs in tuned.items()
-        )
-        searched = [(rate, self.rates) for runs in tuned.values() for rate in rates_chosen(runs)]
-        found.append(f"Rates chosen on the validation split, seed by seed: {rates}. {ends(searched)}")
+        found.append(searched.chosen(tuned, dict.fromkeys(_WORDS, self.rates), _WORDS))
         return found
 
 
