@@ -3,10 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from batchnorm.study import Dense, Own, Stack, StudyError
+from batchnorm.study import Dense, Own, Stack, StudyError, registered
+from batchnorm.study.claims.dropout_shift import DropoutShift
 from batchnorm.study.claims.placement import Placement
-from batchnorm.study.data import split
-from batchnorm.study.engine import prepare
+from batchnorm.study.data import Split, split
+from batchnorm.study.engine import fitting, prepare
 from batchnorm.study.fingerprint import ingredients
 from batchnorm.study.subjects import check
 from study.helpers import DIGITS, run_here
@@ -58,6 +59,22 @@ def test_what_cannot_be_studied_is_refused_before_anything_runs(target: str, pro
 def test_a_claim_refuses_what_only_it_cannot_take() -> None:
     with pytest.raises(StudyError, match=r"placement: the network .* has no batch norm with an activation directly"):
         prepare([Placement().on(Own("study.own_networks:functional"))], [0], DIGITS)
+
+
+def test_a_claim_that_a_network_cannot_take_is_no_loss_of_the_others() -> None:
+    claims = [claim.on(Own("study.own_networks:functional")) for claim in (Placement(), DropoutShift())]
+    able, refused = fitting([*claims, registered()["eps-placement"]], [0], DIGITS)
+    assert [claim.id for claim in able] == ["dropout-shift", "eps-placement"]
+    assert [error.problem.split(":")[0] for error in refused] == ["placement"]
+
+
+def test_whatever_a_network_raises_is_told_before_anything_runs() -> None:
+    class Odd(Placement):
+        def check(self, parts: Split) -> None:
+            raise IndexError("tuple index out of range")
+
+    with pytest.raises(StudyError, match=r"placement: the network \(your own, .*\) cannot be used for it: IndexError"):
+        prepare([Odd().on(OWN)], [0], DIGITS)
 
 
 def test_a_claim_runs_on_an_own_network_and_knows_its_code() -> None:

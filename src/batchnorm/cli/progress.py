@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from ..study import Claim, Outcome, Plan, Progress, Run
+from ..study import Claim, Outcome, Plan, Progress, Run, StudyError
 from ..study.engine import MINIMUM_SEEDS
 from ..study.environment import Environment
 from ..study.task import Crew
 from .table import show_rows
 
-__all__ = ["show_crew", "show_list", "show_plan", "show_verdicts", "showing"]
+__all__ = ["show_crew", "show_list", "show_plan", "show_refused", "show_verdicts", "showing"]
 
 
 def show_list(claims: Sequence[Claim]) -> None:
@@ -49,7 +49,9 @@ def show_plan(plan: Plan, data: str, workers: int | None) -> None:
     minutes = sum(plan.seconds_left(experiment) for experiment in plan.experiments) / (workers or 1) / 60
     length = "nothing left to run" if len(plan.kept) == len(plan.runs) else f"about {max(minutes, 0.1):.1f} minutes"
     crew = f"{workers} worker processes" if workers else "a Ray cluster, by one core"
-    print(f"{len(plan.seeds)} seeds, {crew}, {length} (budgets are for MNIST-5k)", flush=True)
+    print(
+        f"{len(plan.seeds)} seeds, {crew}, {length} (budgets are for MNIST-5k and the study's own networks)", flush=True
+    )
     if len(plan.seeds) < MINIMUM_SEEDS:
         print(f"fewer than {MINIMUM_SEEDS} seeds: every verdict will be inconclusive", flush=True)
 
@@ -60,6 +62,12 @@ def show_crew(crew: Crew) -> None:
         print(f"{crew}", flush=True)
     for node in crew.left_out:
         print(f"left out: {node}", flush=True)
+
+
+def show_refused(refused: Sequence[StudyError]) -> None:
+    """Which claims a network of the user's is left out of, and why."""
+    for error in refused:
+        print(f"left out: {error}", flush=True)
 
 
 def show_verdicts(

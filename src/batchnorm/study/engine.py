@@ -16,7 +16,7 @@ from .fingerprint import Ingredients, ingredients
 from .store import Store
 from .task import Crew, Task
 
-__all__ = ["MINIMUM_SEEDS", "Outcome", "Plan", "Progress", "conclude", "prepare", "run_study"]
+__all__ = ["MINIMUM_SEEDS", "Outcome", "Plan", "Progress", "conclude", "fitting", "prepare", "run_study"]
 
 # With 3, Student's t is 4.3, and nearly everything is inconclusive: by rule, then, everything is below 5.
 MINIMUM_SEEDS = 5
@@ -197,11 +197,38 @@ def _check_images(experiments: Sequence[Experiment], seeds: Sequence[int], data:
             )
 
 
-def _check_subject(claim: SubjectClaim, seed: int, data: Source) -> None:
+def fitting(claims: Sequence[Claim], seeds: Sequence[int], data: Source) -> tuple[list[Claim], list[StudyError]]:
+    """The claims that can be put to their networks, and why the others cannot.
+
+    Raises:
+        StudyError: If the images cannot be loaded.
+    """
+    refusals = {claim.id: _refusal(claim, seeds[0], data) for claim in claims}
+    able = [claim for claim in claims if refusals[claim.id] is None]
+    return able, [error for error in refusals.values() if error is not None]
+
+
+def _refusal(claim: Claim, seed: int, data: Source) -> StudyError | None:
     try:
-        claim.check(split(data, seed))
+        if isinstance(claim, SubjectClaim):
+            _check_subject(claim, seed, data)
+    except StudyError as error:
+        return error
+    return None
+
+
+def _check_subject(claim: SubjectClaim, seed: int, data: Source) -> None:
+    parts = split(data, seed)
+    try:
+        claim.check(parts)
     except BatchNormError as error:
         raise StudyError(f"{claim.id}: {error.problem}", error.mend) from error
+    except Exception as error:
+        # A network of the user's may fail in any way, and must do so before others are trained.
+        raise StudyError(
+            f"{claim.id}: the network ({claim.subject.description}) cannot be used for it: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def conclude(claims: Sequence[Claim], results: Mapping[str, Sequence[Result]], seeds: Sequence[int]) -> list[Outcome]:
