@@ -1,7 +1,11 @@
 """Networks as a user may have them, for images of 8×8 with ten classes unless they say otherwise."""
 
+import random
+
 import torch
 from torch import nn
+
+import batchnorm
 
 
 class Small(nn.Module):
@@ -60,3 +64,42 @@ def too_few_classes() -> nn.Module:
 
 def a_map() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 10, 1), nn.BatchNorm2d(10))
+
+
+class Auxiliary(Small):
+    """Two outputs in training, as Inception has them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        output = super().forward(x)
+        return (output, output) if self.training else output
+
+
+_SHARED = Small()
+
+
+def shared() -> nn.Module:
+    return _SHARED
+
+
+def drawn_elsewhere() -> nn.Module:
+    model = Small()
+    model.head.bias.data.fill_(random.random())
+    return model
+
+
+def auxiliary() -> nn.Module:
+    return Auxiliary()
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(10))
+
+
+def frozen() -> nn.Module:
+    model = Small()
+    batchnorm.freeze(model)
+    return model
+
+
+def double() -> nn.Module:
+    return Small().double()

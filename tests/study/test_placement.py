@@ -98,6 +98,7 @@ def _concluded(
     trained: float = 0.95,
     trained_after: float | None = None,
     guessing: float = 0.1,
+    moved: float = 1.0,
 ) -> Conclusion:
     claim = Placement(relu_rates=(0.1,), sigmoid_rates=(0.1,))
     results = []
@@ -107,7 +108,7 @@ def _concluded(
         gap = {"relu": relu, "sigmoid": sigmoid}[activation] + noises[activation] * wave(run.seed)
         best = trained if order == "before" or trained_after is None else trained_after
         values = {"best": best, "test": 0.94 + gap * (order == "after"), "steps": [1.0], "validation": [best]}
-        results.append(Result(run, {**values, **baseline_of(guessing)}))
+        results.append(Result(run, {**values, **baseline_of(guessing), "moved": moved}))
     return claim.conclude(results)
 
 
@@ -197,3 +198,10 @@ def test_a_rate_that_decays_starts_whole_and_falls_in_a_straight_line() -> None:
 
     shares = [slower / whole for slower, whole in zip(moves(True), moves(False), strict=True)]
     assert shares == pytest.approx([1, 0.75, 0.5, 0.25], abs=0.02)
+
+
+def test_a_network_most_of_whose_norms_stay_where_they_are_says_nothing() -> None:
+    assert _concluded(0.0, 0.0, moved=0.5).verdict is Verdict.REPRODUCED
+    few = _concluded(0.03, 0.03, moved=1 / 17)
+    assert few.verdict is Verdict.INCONCLUSIVE
+    assert "only 6% of the norms have an activation beside them" in few.reason

@@ -1,14 +1,16 @@
 from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
 
-from batchnorm.study import Dense, Own, Stack, StudyError, registered
+from batchnorm.study import Dense, Own, Run, Stack, StudyError, registered
 from batchnorm.study.claims.dropout_shift import DropoutShift
 from batchnorm.study.claims.placement import Placement
 from batchnorm.study.data import Split, split
 from batchnorm.study.engine import fitting, prepare
-from batchnorm.study.fingerprint import ingredients
+from batchnorm.study.fingerprint import _built, ingredients
 from batchnorm.study.subjects import check
 from study.helpers import DIGITS, run_here
 
@@ -46,9 +48,15 @@ def test_they_say_what_they_are() -> None:
         ("study.own_networks:raising", "calling it raised ValueError: no weights here"),
         ("study.own_networks:number", "it returned int, not a torch.nn.Module"),
         ("study.own_networks:without_norm", "Sequential has no batch norm, so there is nothing to study"),
-        ("study.own_networks:for_other_images", r"does not take images of shape \(2, 1, 8, 8\): \w+Error"),
-        ("study.own_networks:too_few_classes", r"gives \(2, 4\) for two images of 10 classes"),
-        ("study.own_networks:a_map", r"gives \(2, 10, 8, 8\) for two images"),
+        ("study.own_networks:for_other_images", r"does not take images of shape \(4, 1, 8, 8\) and dtype float32"),
+        ("study.own_networks:double", r"and dtype float32.* Mend: return model\.float\(\)"),
+        ("study.own_networks:too_few_classes", r"gives \(4, 4\) in training mode for 4 images of 10 classes"),
+        ("study.own_networks:a_map", r"gives \(4, 10, 8, 8\) in training mode for 4 images"),
+        ("study.own_networks:auxiliary", "gives tuple in training mode"),
+        ("study.own_networks:shared", "is not built anew at each call: stem.weight is one tensor in two"),
+        ("study.own_networks:drawn_elsewhere", r"after the same torch\.manual_seed: head\.bias differs"),
+        ("study.own_networks:lazy", "has lazy layers, which have no sizes yet"),
+        ("study.own_networks:frozen", "the norm norm1 is frozen"),
     ],
 )
 def test_what_cannot_be_studied_is_refused_before_anything_runs(target: str, problem: str) -> None:
@@ -85,9 +93,25 @@ def test_a_claim_runs_on_an_own_network_and_knows_its_code() -> None:
     conclusion = claim.conclude(results)
     assert "its activations" in conclusion.effects[0].name
     wanted = ingredients(claim, results[0].run)
-    assert wanted["network"] != ingredients(claim.on(Own("study.helpers:wave")), results[0].run)["network"]
+    assert wanted["network"] != ingredients(claim.on(Own("study.own_networks:functional")), results[0].run)["network"]
     assert ingredients(Placement(), results[0].run)["network"] is None
-    # Of an installed package the version stands for the code.
-    torchs = ingredients(claim.on(Own("torch.nn:Linear")), results[0].run)["network"]
-    assert isinstance(torchs, dict)
-    assert torchs["torch"] == str(torch.__version__)
+
+
+def test_weights_from_a_file_and_packages_that_the_code_imports_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "a_network_of_mine.py").write_text(
+        "import PIL, torch\nfrom torch import nn\ndef build():\n    model = nn.Sequential(nn.BatchNorm2d(1))\n"
+        f"    model[0].weight.data.copy_(torch.load({str(tmp_path / 'w.pt')!r}))\n    return model\n"
+    )
+    run = Run("placement", "own before 0.1", 0, DIGITS)
+    seen = []
+    for value in (1.0, 2.0):
+        torch.save(torch.full((1,), value), tmp_path / "w.pt")
+        _built.cache_clear()
+        seen.append(ingredients(Placement().on(Own("a_network_of_mine:build")), run)["network"])
+    first, second = seen
+    assert first["built"] != second["built"]
+    assert first["code"] == second["code"]
+    assert first["pillow"] == version("pillow")

@@ -113,12 +113,18 @@ def study(
     size = tier or (Tier.quick if subject is None else Tier.standard)
     try:
         if compare is not None:
-            if claims:
-                raise StudyError("--compare takes all claims of both studies.", f"leave out {' '.join(claims)}")
+            runs = {"--data": data, "--model": model, "--ray": ray, "--export": export, "--control": control}
+            given = [*(claims or []), *(name for name, value in runs.items() if value)]
+            if given:
+                raise StudyError(
+                    "--compare runs nothing and takes all of both studies.", f"leave out {' '.join(given)}"
+                )
             show_comparison(*compare, folder)
             return
+        if subject is not None:
+            subject.fingerprint(0)  # what is no network is the target's fault, and not a claim's
         if list_claims:
-            show_list(select(claims or [], "full", subject))
+            show_list(select(claims or [], (tier or Tier.full).value, subject))
             return
         wishes = Wishes(
             claims=claims or [],

@@ -14,7 +14,7 @@ import platform
 import sys
 import sysconfig
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import distributions, packages_distributions, version
 from pathlib import Path
 from typing import TypeAlias
@@ -49,19 +49,35 @@ def ingredients(experiment: Experiment, run: Run) -> Ingredients:
         "settings": repr(experiment),
         "data": _data(run.data),
         "code": _code(type(experiment).__module__),
-        "network": _network(experiment),
+        "network": _network(experiment, run.seed),
         "versions": _versions(),
     }
 
 
-def _network(experiment: Experiment) -> dict[str, str] | None:
-    """The code of a network of the user's; of one from an installed package, its version."""
+def _network(experiment: Experiment, seed: int) -> dict[str, str] | None:
+    """A network of the user's: its code, what a seed builds, and versions of the packages that its code uses."""
     if not isinstance(experiment, SubjectClaim) or not isinstance(experiment.subject, Own):
         return None
-    module = experiment.subject.target.partition(":")[0]
-    package = module.partition(".")[0]
-    names = packages_distributions().get(package, []) if _foreign(package) else []
-    return {"code": _code(module)} | {name: version(name) for name in sorted(set(names))}
+    own = experiment.subject
+    module = own.target.partition(":")[0]
+    return {"code": _code(module), "built": _built(own, seed)} | _packages(module)
+
+
+@lru_cache(maxsize=64)
+def _built(own: Own, seed: int) -> str:
+    return own.fingerprint(seed)
+
+
+@cache
+def _packages(module: str) -> dict[str, str]:
+    """Versions of the installed packages that a module and the user's files behind it import, but for those known."""
+    tops = {module.partition(".")[0]}
+    for name, path in sources(module).items():
+        if path.suffix == ".py" and name.partition(".")[0] != _PACKAGE:
+            tops |= {imported.partition(".")[0] for imported in _imports(name, path)}
+    owners = packages_distributions()
+    names = {owner for top in tops for owner in owners.get(top, []) if owner not in (*_LIBRARIES, _PACKAGE)}
+    return {name: version(name) for name in sorted(names)}
 
 
 def _data(source: Source | None) -> dict[str, object] | None:

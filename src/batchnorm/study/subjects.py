@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
+from ..nn.frozen import Frozen
 from ..targets import TargetError, resolve
 from .arms import derive, norms
 from .data import Split
 from .error import StudyError
 from .networks import convolutional, fully_connected
+
+# Given to a network to see whether it takes them: a batch of several, so that it has a variance.
+_IMAGES = 4
 
 __all__ = ["Dense", "Own", "Stack", "Subject", "check"]
 
@@ -112,16 +118,30 @@ class Own(Subject):
         """Its name on the command line."""
         return f"your own, {self.target}"
 
+    def fingerprint(self, seed: int) -> str:
+        """A hash of the network as a seed builds it: its layers, and all values that it begins with."""
+        model = self._built(seed)
+        digest = hashlib.sha256(repr(model).encode())
+        for name, value in model.state_dict().items():
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def build(self, parts: Split, seed: int) -> nn.Module:
+        """As :meth:`fingerprint` knows it; the parts do not matter: it fits them or is refused."""
+        return self._built(seed)
+
+    def _built(self, seed: int) -> nn.Module:
         """Calls the target with torch's random numbers seeded, which are afterwards as they were.
 
         Raises:
             StudyError: If it cannot be imported or called, returns no module, or one without batch norm.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
             try:
-                model = resolve(self.target)()
+                make = resolve(self.target)
+                torch.manual_seed(seed)  # after the import, which may draw, and does so once only
+                model = make()
             except TargetError as error:
                 raise StudyError(error.problem, error.mend) from error
             except (Exception, SystemExit) as error:
@@ -129,6 +149,17 @@ class Own(Subject):
         if not isinstance(model, nn.Module):
             raise StudyError(
                 f"{self.target}: it returned {type(model).__name__}, not a torch.nn.Module.", "return the model itself"
+            )
+        if any(isinstance(value, UninitializedTensorMixin) for value in model.state_dict(keep_vars=True).values()):
+            raise StudyError(
+                f"{self.target}: {type(model).__name__} has lazy layers, which have no sizes yet.",
+                "build them with their sizes, or pass one batch through the network before returning it",
+            )
+        frozen = [path for path, norm in norms(model).items() if isinstance(norm, Frozen)]
+        if frozen:
+            raise StudyError(
+                f"{self.target}: the norm {frozen[0]} is frozen, and the study is about norms that learn.",
+                'batchnorm.unfreeze(model), or batchnorm.convert(model, "batch")',
             )
         if not norms(model):
             raise StudyError(
@@ -139,26 +170,59 @@ class Own(Subject):
 
 
 def check(subject: Subject, parts: Split, arms: Sequence[str]) -> None:
-    """Builds a network, derives the arms that a claim needs, and gives each two images.
+    """Builds a network, derives the arms that a claim needs, and gives each some images, in both modes.
 
     Raises:
-        StudyError: If one of these fails, or the output is not one number a class; it names what and the mend.
+        StudyError: If one of these fails, the output is not one number a class, or the same seed builds different
+            networks; it names what and the mend.
     """
-    images = parts.train[0][:2]
+    _check_repeated(subject, parts)
     for arm in arms:
         model = derive(subject.build(parts, 0), arm)
-        try:
-            with torch.no_grad():
-                output = model.eval()(images)
-        except Exception as error:
-            raise StudyError(
-                f"the network ({subject.description}), with {arm!r} for its norms, does not take images of shape "
-                f"{tuple(images.shape)}: {type(error).__name__}: {error}",
-                "give data that fit it (--data), or a callable whose network fits the data",
-            ) from error
-        if not isinstance(output, torch.Tensor) or output.dim() != 2 or output.shape[1] < parts.classes:
-            given = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-            raise StudyError(
-                f"the network ({subject.description}) gives {given} for two images of {parts.classes} classes.",
-                f"its output must be a tensor of shape (2, {parts.classes}), a number a class",
-            )
+        for training in (True, False):
+            _check_output(model.train(training), subject, parts, arm)
+
+
+def _check_repeated(subject: Subject, parts: Split) -> None:
+    """A run must find what another found, whatever ran before it in its process."""
+    first, second = (subject.build(parts, 0).state_dict(keep_vars=True) for _ in range(2))
+    if shared := [name for name, value in first.items() if value is second.get(name)]:
+        raise StudyError(
+            f"the network ({subject.description}) is not built anew at each call: {shared[0]} is one tensor in two of "
+            "them.",
+            "build the model inside the callable, or return copy.deepcopy(model)",
+        )
+    unlike = [name for name, value in first.items() if name not in second or not _same(value, second[name])]
+    if unlike or len(first) != len(second):
+        raise StudyError(
+            f"the network ({subject.description}) is another at each call, after the same torch.manual_seed: "
+            f"{(unlike or ['its layers'])[0]} differs.",
+            "draw first weights by torch's own random numbers, which the study seeds, or seed others in the callable",
+        )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and first.dtype == second.dtype and bool((first == second).all())
+
+
+def _check_output(model: nn.Module, subject: Subject, parts: Split, arm: str) -> None:
+    images = parts.train[0][:_IMAGES]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = model(images)
+    except Exception as error:
+        kinds = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
+        mend = "give data that fit it (--data), or a callable whose network fits the data"
+        raise StudyError(
+            f"the network ({subject.description}), with {arm!r} for its norms, does not take images of shape "
+            f"{tuple(images.shape)} and dtype float32: {type(error).__name__}: {error}",
+            "return model.float()" if kinds else mend,
+        ) from error
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < parts.classes:
+        given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        mode = "training" if model.training else "evaluation"
+        raise StudyError(
+            f"the network ({subject.description}) gives {given} in {mode} mode for {len(images)} images of "
+            f"{parts.classes} classes.",
+            f"its output must be a tensor of shape ({len(images)}, {parts.classes}), a number a class",
+        )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
 from ..apparatus.orders import ORDERS, neighbours, ordered
+from ..arms import norms
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
 from ..data import Source, Split, split
 from ..learning import LEARNT, SHARE, baseline, learnt, shortfall
@@ -78,6 +79,7 @@ class Placement(SubjectClaim):
         margin: Percentage points of test accuracy that count as no difference, at most.
         part: Of what guessing leaves to be learnt, what the margin is at most.
         share: Of the way from guessing to 100%, what a network must come for a comparison to mean anything.
+        moved: The share of a network's norms that must change places for the same.
     """
 
     subject: Subject = Dense((100, 100))
@@ -90,6 +92,7 @@ class Placement(SubjectClaim):
     margin: float = 1.0
     part: float = 0.05
     share: float = SHARE
+    moved: float = 0.5
 
     about: ClassVar[About] = About(
         id="placement",
@@ -132,7 +135,8 @@ class Placement(SubjectClaim):
             "points, and over five seeds of 0.45. Reproduced: the 90% interval of the difference (two one-sided tests "
             "at 5%) lies inside the margin for both activations, and every network compared has learnt. Not "
             "reproduced: the 95% interval lies outside the margin for at least one. Otherwise inconclusive; so too if "
-            "neither order has learnt with an activation, in any seed. " + LEARNT
+            "neither order has learnt with an activation, in any seed, or fewer than half of the norms of a network of "
+            "yours have an activation beside them. " + LEARNT
         ),
         control=(
             "The arms named after see every fourth image blank, in training and afterwards, and on those can only "
@@ -181,10 +185,12 @@ class Placement(SubjectClaim):
         parts = split(run.source, run.seed)
         if self.blank and order == "after":
             parts = blanked(parts, self.blank)
-        model = ordered(self._networks()[activation].build(parts, run.seed), parts.train[0][:2], order)
+        model, images = self._networks()[activation].build(parts, run.seed), parts.train[0][:2]
+        moved = len(neighbours(model, images).pairs) / len(norms(model))
+        model = ordered(model, images, order)
         recipe = Recipe(float(rate), steps=self.steps, every=self.every, decay=True)
         history = train(model, parts, recipe, seed=run.seed, report=report)
-        return history.values() | baseline(parts)
+        return history.values() | baseline(parts) | {"moved": moved}
 
     def conclude(self, results: Sequence[Result]) -> Conclusion:
         """Tests equivalence for each activation."""
@@ -224,9 +230,13 @@ class Placement(SubjectClaim):
                 pair = {order: list(runs[f"{activation} {order} {rate:g}"].values()) for order in ORDERS}
                 name = f"Test accuracy with {_WORDS[activation]}, both at rate {rate:g}: after minus before"
                 effects.append(Effect(name, _difference(pair, "test").scaled(100), "points"))
+        moved = min(result.number("moved") for result in results)
+        reason = self._reason(tuned, spans, margin)
+        if moved < self.moved:
+            reason += f" But only {100 * moved:.0f}% of the norms have an activation beside them and changed places."
         return Conclusion(
-            _VERDICTS[min(ranks.values())],
-            self._reason(tuned, spans, margin),
+            Verdict.INCONCLUSIVE if moved < self.moved else _VERDICTS[min(ranks.values())],
+            reason,
             effects,
             self._charts(tuned, effects, margin),
             self._findings(tuned, spans, margin, effects),
