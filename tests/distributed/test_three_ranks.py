@@ -5,6 +5,8 @@ import pytest
 from distributed.checks import CHECKS, SLOW
 from distributed.launch import results, shared_folder
 
+pytestmark = pytest.mark.slow  # the same on two ranks is in `make test`
+
 NAMES = [name for name in CHECKS if name not in SLOW]
 
 

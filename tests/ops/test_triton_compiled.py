@@ -155,6 +155,7 @@ def test_what_stays_on_the_chip(tmp_path: Path) -> None:
         assert names(launches, "backward") == ["whole_backward"]
 
 
+@pytest.mark.slow
 def test_single_values_need_no_other_thread(tmp_path: Path) -> None:
     """Where each value is computed by itself none goes through shared memory, whatever comes with it.
 
@@ -178,6 +179,7 @@ def test_single_values_need_no_other_thread(tmp_path: Path) -> None:
                 assert launch["shared"] == launch["barriers"] == 0, launch
 
 
+@pytest.mark.slow
 def test_every_activation(tmp_path: Path) -> None:
     """On small inputs, which compile quickly; dtypes and layouts by turns."""
     cases: list[dict[str, Any]] = [
