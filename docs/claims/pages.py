@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from batchnorm.report import Pictures, save_picture
-from batchnorm.study import Claim, SubjectClaim, Topic, kept, registered
+from batchnorm.study import Claim, StudyError, SubjectClaim, Topic, registered
 from batchnorm.study.claim import TIERS
+from batchnorm.study.data import default, load
+from batchnorm.study.engine import MINIMUM_SEEDS
+from batchnorm.study.environment import counted
+from batchnorm.study.results import kept
+from batchnorm.study.results.overview import told
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -26,6 +31,9 @@ MOST = 2
 # What a study notes of one start of it: kept runs took their time before.
 OF_ONE_START = ("seconds", "kept", "workers")
 
+# What makes a full run.
+REPEAT = f"run `batchnorm study --tier {TIERS[-1]} --seeds {MINIMUM_SEEDS}` and name its folder"
+
 MARKED = re.compile(r"(<!-- verdict: (\S+) -->\n).*?(<!-- /verdict -->)", re.DOTALL)
 
 
@@ -35,9 +43,43 @@ def text(words: str) -> str:
     return escaped.replace("<", "&lt;")
 
 
+def unfit(study: kept.KeptStudy) -> list[str]:
+    """Why a study is not what the pages say of it: all claims, in full, on the images that come with it."""
+    stated, usual = study.environment, default()
+    missing = [name for name in registered() if name not in study.claims]
+    seeds = stated.get("seeds", [])
+    runs = [run for claim in study.plain["claims"].values() for run in claim.get("runs") or []]
+    others = sorted({str(run["data"]) for run in runs} - {"None", str(usual)})
+    images = load(usual)
+    own = {"samples": min(usual.samples, len(images.y)), "fingerprint": images.fingerprint}
+    return [
+        *([f"its tier is {stated.get('tier', 'not stated')}"] if stated.get("tier") != TIERS[-1] else []),
+        *([f"it has {len(seeds)} of at least {MINIMUM_SEEDS} seeds"] if len(seeds) < MINIMUM_SEEDS else []),
+        *([f"its seeds are {seeds}, not the first ones"] if seeds != list(range(len(seeds))) else []),
+        *([f"it lacks {', '.join(missing)}"] if missing else []),
+        *(["the effect is taken away"] if stated.get("control") else []),
+        *([f"it is of the network {stated['model']}"] if stated.get("model") else []),
+        *([f"it ran on {', '.join(others)}"] if others else []),
+        *([f"its images are {stated.get('data')}"] if stated.get("data") != images.description else []),
+        # A study of before did not state them.
+        *[
+            f"its {name} is {stated[name]}, not {value}"
+            for name, value in own.items()
+            if stated.get(name, value) != value
+        ],
+    ]
+
+
 def take(folder: Path) -> None:
-    """Takes a finished study: its results without the values of its runs, and the pictures."""
+    """Takes a finished study: its results without the values of its runs, and the pictures.
+
+    Raises:
+        StudyError: If it is not a full run.
+    """
     study = kept.read(folder)
+    reasons = unfit(study)
+    if reasons:
+        raise StudyError(f"{study.path} is no full run: {'; '.join(reasons)}.", REPEAT)
     outcomes = kept.outcomes(study)
     plain = json.loads(study.path.read_text("utf-8"))
     environment = {name: value for name, value in plain["environment"].items() if name not in OF_ONE_START}
@@ -62,11 +104,11 @@ def take(folder: Path) -> None:
 def effects(claim: kept.KeptClaim) -> Iterator[str]:
     """The table of its effects; the first decided."""
     notes = any(effect.note for effect in claim.effects)
-    yield f"| effect | estimate over {claim.effects[0].interval.count} seeds |{' note |' * notes}"
+    yield f"| effect | estimate over {counted(claim.effects[0].interval.count, 'seed')} |{' note |' * notes}"
     yield f"|---|---|{'---|' * notes}"
     for effect in claim.effects:
         note = f" {text(effect.note)} |" if notes else ""
-        yield f"| {text(effect.name)} | {text(str(effect))} |{note}"
+        yield f"| {text(effect.name)} | {text(told(effect))} |{note}"
 
 
 def found(claim: Claim, result: kept.KeptClaim | None, study: kept.KeptStudy | None) -> Iterator[str]:
@@ -86,8 +128,8 @@ def found(claim: Claim, result: kept.KeptClaim | None, study: kept.KeptStudy | N
         yield "\n".join(effects(result))
     yield from map(text, result.findings)
     yield (
-        f"Run on {study.environment['date'].split()[0]}, {own['runs made']:,} runs, {own['core-seconds']:,} seconds of "
-        "one processor core. [What it ran on](README.md#what-it-ran-on)."
+        f"Run on {study.environment['date'].split()[0]}, {counted(own['runs made'], 'run')}, {own['core-seconds']:,} "
+        "seconds of one processor core. [What it ran on](README.md#what-it-ran-on)."
     )
 
 
@@ -144,10 +186,7 @@ def table(study: kept.KeptStudy | None) -> str:
     if study is None:
         parts.append("Nothing has been run in full.")
     else:
-        parts += [
-            *ran_on(study),
-            "[results.json](results.json) has the numbers; `python docs/claims/pages.py` made this.",
-        ]
+        parts += ran_on(study)
     return "\n\n".join(parts) + "\n"
 
 
@@ -172,7 +211,10 @@ def ran_on(study: kept.KeptStudy) -> Iterator[str]:
     }
     yield "\n".join(["| | |", "|---|---|", *(f"| {name} | {text(str(value))} |" for name, value in rows.items())])
     yield f"```sh\nbatchnorm study --tier {environment.get('tier', 'quick')} --seeds {len(environment['seeds'])}\n```"
-    yield "*Made from the claims' files and [results.json](results.json) by `python docs/claims/pages.py`.*"
+    yield (
+        "*Made from the claims' files and [results.json](results.json), which has the numbers, by "
+        "`python docs/claims/pages.py`.*"
+    )
 
 
 def story(old: str, study: kept.KeptStudy | None) -> str:
@@ -191,7 +233,7 @@ def story(old: str, study: kept.KeptStudy | None) -> str:
         if result is not None:
             effect, what = map(text, result.short)
             words = f"{result.verdict.value}. {what}: {effect}."
-            if result.short[0] != str(result.effects[0] if result.effects else ""):
+            if result.short[0] != (told(result.effects[0]) if result.effects else ""):
                 # Said in words, not as a number of that name: what it is comes first.
                 words = f"{result.verdict.value}. {effect[:1].upper()}{effect[1:]}: {what}."
         return f"{mark[1]}> **[{text(claim.about.title)}](claims/{claim.id}.md)**: {words}\n{mark[3]}"
@@ -227,4 +269,7 @@ def remake(study: Path | None = None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", type=Path, metavar="FOLDER", help="a finished study to take the results from")
-    remake(parser.parse_args().study)
+    try:
+        remake(parser.parse_args().study)
+    except StudyError as error:
+        parser.exit(2, f"{error}\n")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from batchnorm.report import Curves, Figure, Intervals, Panels, Row, Series, picture, save_picture, static
 from batchnorm.report.palette import LIGHT
+from batchnorm.report.plot import figure as laid_out
 from report.samples import EVIL, LONG, charts, pictures
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -57,6 +58,22 @@ def test_names_of_intervals_stand_at_the_left_on_every_scale() -> None:
         )
         places = re.findall(r"translate\(([\d.]+)", text.get("transform", "")) or [text.get("x", "nan")]
         assert float(places[0]) < 60
+
+
+def test_the_reference_is_drawn_beside_intervals_and_not_through_their_names() -> None:
+    chart = Intervals("t", "x", [Row("the first", 2, 1, 4), Row("the second", 3, 1, 4)], 1.5, "none")
+    drawing = laid_out(chart)
+    lines = [(shape["y0"], shape["y1"]) for shape in drawing["layout"]["shapes"]]
+    assert len(lines) == 2
+    for note in drawing["layout"]["annotations"][:2]:
+        # A name hangs down from its place, a line high.
+        assert not [ends for ends in lines if ends[0] < note["y"] and ends[1] > note["y"] - 15]
+    for trace in drawing["data"]:
+        assert [ends for ends in lines if ends[0] < trace["y"][0] < ends[1]]
+    assert min(lines)[0] == 0
+    # What is drawn has as many pieces, each from end to end.
+    content = picture(chart, "svg").decode()
+    assert content.count(f"stroke: {LIGHT[0].lower()}") == 2
 
 
 def test_long_names_stay_on_the_sheet() -> None:

@@ -1,5 +1,6 @@
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from batchnorm.study.arms import norms
 from batchnorm.study.claims.affine_only import KINDS, AffineOnly, train_only
 from batchnorm.study.data import Split, split
 from batchnorm.study.error import StudyError
-from batchnorm.study.subjects import Stack
+from batchnorm.study.subjects import Stack, Subject
 from study.helpers import DIGITS, baseline_of, run_here, wave
 
 NETWORK = Residual(((8, 1, 2), (16, 2, 2)), stem=2)
@@ -110,8 +111,75 @@ def test_random_weights_are_as_many_and_of_every_layer() -> None:
 def test_a_network_without_gamma_and_beta_is_refused() -> None:
     parts = split(DIGITS, 0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.Flatten(), nn.Linear(144, 10))
-    with pytest.raises(StudyError, match="no batch norm of the network has gamma or beta"):
+    with pytest.raises(StudyError, match="no batch norm of the network has any that can be trained"):
         train_only(model, "affine", parts.train[0][:2], torch.Generator())
+
+
+@dataclass(frozen=True)
+class Given(Subject):
+    """A network of somebody's."""
+
+    make: Callable[[], nn.Module]
+
+    @property
+    def description(self) -> str:
+        return "somebody's"
+
+    def build(self, parts: Split, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.make()
+
+
+def _stack(affine: bool = True, norm: bool = True, weights: bool = True) -> nn.Module:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=affine), nn.Flatten(), nn.Linear(144, 10))
+    for place, wanted in ((0, weights), (1, norm), (3, weights)):
+        model[place].requires_grad_(wanted)
+    return model
+
+
+def test_what_cannot_be_tried_is_refused_before_anything_is_trained() -> None:
+    parts = split(DIGITS, 0)
+    for make in (partial(_stack, affine=False), partial(_stack, norm=False)):
+        with pytest.raises(StudyError, match="affine-only trains gamma and beta alone"):
+            SMALL.on(Given(make)).check(parts)
+    with pytest.raises(StudyError, match="as many other weights"):
+        SMALL.on(Given(partial(_stack, weights=False))).check(parts)
+    SMALL.on(Given(_stack)).check(parts)
+    AffineOnly().check(parts)
+
+
+def _half_frozen() -> nn.Module:
+    model = _stack()
+    model[0].requires_grad_(False)
+    return model
+
+
+def test_what_the_user_has_frozen_stays_so() -> None:
+    parts = split(DIGITS, 0)
+    SMALL.on(Given(_half_frozen)).check(parts)
+    for kind in KINDS:
+        torch.manual_seed(0)
+        moved = _moved(kind, lambda parts: _half_frozen())
+        assert moved["0.weight"] == moved["0.bias"] == 0
+        assert sum(moved.values()) > 0
+
+
+class Holding(nn.Module):
+    """With parameters of its own, which are used before those of the layer that comes last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.layers = _stack()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(self.scale * images)
+
+
+def test_a_network_that_holds_the_last_layer_is_not_the_last_layer() -> None:
+    moved = _moved("head", lambda parts: Holding())
+    assert {name for name, count in moved.items() if count} == {"layers.3.weight", "layers.3.bias"}
 
 
 def test_on_another_network_it_has_only_that_one() -> None:

@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -5,16 +6,21 @@ from typing import Any
 import pytest
 import torch
 
+from batchnorm import BatchNorm1d, GhostBatchNorm1d
 from batchnorm.functional import batch_renorm
 from batchnorm.report.chart import Curves, Intervals, Panels
-from batchnorm.study import Conclusion, Result, Verdict
+from batchnorm.study import Conclusion, Result, StudyError, Verdict
 from batchnorm.study.apparatus.averaged import Averaged
 from batchnorm.study.apparatus.last_weights import to_the_end
-from batchnorm.study.apparatus.small_parts import InParts, normalised_by, renormalised_by
+from batchnorm.study.apparatus.small_parts import InParts, check_rows, normalised_by, renormalised_by, tried
 from batchnorm.study.arms import derive, norms
-from batchnorm.study.claims.batch_size import BatchSize
+from batchnorm.study.claim import SubjectClaim
+from batchnorm.study.claims.batch_size import BatchSize, _told
+from batchnorm.study.claims.ghost import Ghost
+from batchnorm.study.claims.renorm import Renorm
 from batchnorm.study.data import split
-from batchnorm.study.subjects import Dense, Stack
+from batchnorm.study.statistics import interval
+from batchnorm.study.subjects import Dense, Own, Stack
 from batchnorm.study.training import Recipe
 from study.helpers import DIGITS, baseline_of, run_here, wave
 
@@ -79,7 +85,7 @@ def test_conclude_reaches_every_verdict() -> None:
     assert held.verdict is Verdict.REPRODUCED
     assert held.effects[0].interval.estimate == pytest.approx(15)
     assert held.effects[1].interval.estimate == pytest.approx(13)
-    assert "grows as the batch" in held.charts[0].title
+    assert held.charts[0].title == "Batch norm errs more at n = 2 than at n = 128, and more than group norm"
     # As good as group norm, though worse than the whole batch: not what the claim says. The refuted part comes first.
     refuted = _concluded(least=0.93, whole=0.95, group=0.92)
     assert refuted.verdict is Verdict.NOT_REPRODUCED
@@ -118,6 +124,10 @@ def test_both_at_the_whole_batchs_rate_is_told_beside() -> None:
 def test_a_network_of_the_users_has_no_companion_and_sees_whole_images() -> None:
     own = BatchSize().on(Stack(((8, 2),)))
     assert not any(run.arm.startswith("flat") for run in own.plan([0], DIGITS))
+    # Every arm that can be derived from it is trained.
+    kinds = {run.arm.split()[0] for run in own.plan([0], DIGITS)}
+    assert kinds == {"none", "group", "batch", "renorm", "frozen"}
+    assert "none" not in {run.arm.split()[0] for run in BatchSize().plan([0], DIGITS)}
     assert isinstance(_concluded(least=0.8, whole=0.95, group=0.93).charts[0], Panels)
     parts = split(DIGITS, 0)
     assert sum(isinstance(module, torch.nn.AvgPool2d) for module in own.subject.build(parts, 0).modules()) == 0
@@ -125,6 +135,83 @@ def test_a_network_of_the_users_has_no_companion_and_sees_whole_images() -> None
         model = subject.build(parts, 0)
         assert model(parts.train[0][:2]).shape == (2, 10)
         assert "averaged over 2×2 pixels" in subject.description
+
+
+class Tokens(torch.nn.Module):
+    """Normalises the rows of an image as samples of their own, or along the length."""
+
+    def __init__(self, rows: bool = True) -> None:
+        super().__init__()
+        self.rows = rows
+        self.norm = torch.nn.BatchNorm1d(8)
+        self.head = torch.nn.Linear(8, 10)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        tokens = input.flatten(1).unflatten(1, (-1, 8))
+        rows = self.norm(tokens.flatten(0, 1)) if self.rows else self.norm(tokens.transpose(1, 2)).transpose(1, 2)
+        return self.head(rows.unflatten(0, (len(input), -1)).mean(1) if self.rows else rows.mean(1))
+
+
+class Reads(torch.nn.Module):
+    """Reads the weight of its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = torch.nn.Linear(64, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 10)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.layer(input.flatten(1))) + self.norm.weight)
+
+
+class Masked(torch.nn.Module):
+    """Gives its norm more than one argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = BatchNorm1d(64), torch.nn.Linear(64, 10)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(input.flatten(1), mask=torch.ones(len(input), dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("claim", [BatchSize(), Ghost(), Renorm()])
+def test_a_norm_that_sees_several_rows_an_image_is_refused(claim: SubjectClaim) -> None:
+    parts = split(DIGITS, 0)
+    before = torch.get_rng_state()
+    with pytest.raises(StudyError, match="the norm norm is given 32 rows for 4 images"):
+        claim.on(Own(f"{__name__}:Tokens")).check(parts)
+    assert torch.equal(before, torch.get_rng_state())
+    claim.check(parts)
+    check_rows(Tokens(rows=False), parts.train[0])
+
+
+def test_a_network_may_read_what_its_norm_holds() -> None:
+    own = replace(Renorm(), subject=Own(f"{__name__}:Reads"), steps=5)
+    own.check(split(DIGITS, 0))
+    (run,) = [run for run in own.plan([0], DIGITS) if run.arm == "renorm tiny 0.1"]
+    assert not own.execute(run, lambda done, note: None)["diverged"]
+    parts: Any = renormalised_by(torch.nn.BatchNorm1d(4), 2, 100)
+    assert copy.deepcopy(parts).num_features == 4
+    assert set(parts.state_dict()) == {f"norm.{name}" for name in torch.nn.BatchNorm1d(4).state_dict()}
+    with pytest.raises(AttributeError):
+        _ = parts.nothing
+
+
+def test_a_norm_of_several_arguments_fails_before_anything_is_trained() -> None:
+    images = split(DIGITS, 0).train[0]
+    check_rows(Masked(), images)
+    with pytest.raises(TypeError, match="mask"):
+        tried(renormalised_by(Masked(), 2, 100), images)
+
+
+def test_over_the_whole_batch_it_is_plain_batch_norm() -> None:
+    whole, parts = (normalised_by(torch.nn.BatchNorm1d(8), size, 64) for size in (64, 32))
+    assert isinstance(parts, GhostBatchNorm1d)
+    assert not isinstance(whole, GhostBatchNorm1d)
+
+
+def test_one_seed_has_no_interval() -> None:
+    assert _told(interval([1.5])) == "+1.50 (−∞ to +∞)"
 
 
 def test_running_statistics_look_back_over_as_many_images_at_every_size() -> None:

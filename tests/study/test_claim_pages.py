@@ -3,12 +3,15 @@
 import importlib.util
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from batchnorm.study.results import kept, registered
+from batchnorm.study import StudyError, registered
+from batchnorm.study.data import default, load
+from batchnorm.study.results import kept
 from study.kept_studies import CLAIM, folder, run
 
 FOLDER = Path(__file__).parents[2] / "docs" / "claims"
@@ -75,6 +78,53 @@ def test_markdown_shows_text_as_it_stands() -> None:
     )
 
 
+def _full() -> kept.KeptStudy:
+    images = load(default())
+    stated = {"tier": "full", "seeds": [0, 1, 2, 3, 4], "control": False, "model": None, "data": images.description}
+    stated |= {"samples": len(images.y), "fingerprint": images.fingerprint}
+    claims = {name: {"runs": [{"data": None}, {"data": str(default())}]} for name in registered()}
+    return kept.KeptStudy(Path("results.json"), stated, claims, {"claims": claims})
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({}, None),
+        ({"tier": "standard"}, "its tier is standard"),
+        ({"seeds": [0, 1]}, "it has 2 of at least 5 seeds"),
+        ({"seeds": [5, 6, 7, 8, 9]}, "not the first ones"),
+        ({"control": True}, "the effect is taken away"),
+        ({"model": "my:network"}, "it is of the network my:network"),
+        ({"data": "others"}, "its images are others"),
+        ({"samples": 100}, "its samples is 100"),
+        ({"fingerprint": "0"}, "its fingerprint is 0"),
+    ],
+)
+def test_only_a_full_run_is_the_last_full_run(other: dict, said: str | None) -> None:
+    study = _full()
+    reasons = SCRIPT.unfit(replace(study, environment={**study.environment, **other}))
+    assert len(reasons) == (said is not None)
+    assert said is None or said in reasons[0]
+
+
+def test_a_study_of_some_claims_or_other_images_is_no_full_run() -> None:
+    study = _full()
+    claims = {name: claim for name, claim in study.claims.items() if name != CLAIM}
+    assert SCRIPT.unfit(replace(study, claims=claims)) == [f"it lacks {CLAIM}"]
+    claims = {**study.claims, CLAIM: {"runs": [{"data": "folder"}]}}
+    assert SCRIPT.unfit(replace(study, plain={"claims": claims})) == ["it ran on folder"]
+    # A study of before did not state all of them.
+    older = {name: value for name, value in study.environment.items() if name not in ("samples", "fingerprint")}
+    assert SCRIPT.unfit(replace(study, environment=older)) == []
+
+
+def test_what_is_no_full_run_is_not_taken(tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.is_file()}
+    with pytest.raises(StudyError, match="is no full run: its tier is quick"):
+        SCRIPT.remake(folder(tmp_path, run(), tier="quick"))
+    assert {path.name: path.read_bytes() for path in FOLDER.iterdir() if path.is_file()} == before
+
+
 def test_a_finished_study_is_taken_whole_and_the_same_each_time(tmp_path: Path) -> None:
     (outcome,) = outcomes = run()
     study = folder(tmp_path / "study", outcomes, tier="quick")
@@ -86,6 +136,7 @@ def test_a_finished_study_is_taken_whole_and_the_same_each_time(tmp_path: Path) 
     story = docs / "what-batch-norm-does.md"
     story.write_text(f"Words.\n\n<!-- verdict: {CLAIM} -->\nold\n<!-- /verdict -->\n\nMore.\n", "utf-8")
     script = _script(docs / "claims")
+    script.unfit = lambda study: []
     script.remake(study)
     made = {path.name: path.read_bytes() for path in (docs / "claims").iterdir() if path.is_file()}
     assert {"old.md", "old-1.svg"}.isdisjoint(made)
@@ -98,6 +149,7 @@ def test_a_finished_study_is_taken_whole_and_the_same_each_time(tmp_path: Path) 
     assert f"![{SCRIPT.text(conclusion.charts[0].title)}]({CLAIM}-1.svg)" in page
     assert "other settings" not in page
     row = next(line for line in made["README.md"].decode().splitlines() if f"]({CLAIM}.md)" in line)
+    assert made["README.md"].decode().count("python docs/claims/pages.py") == 1
     assert row.count("|") - row.count(r"\|") == 5
     assert SCRIPT.text(outcome.effect[0]) in row
     box = story.read_text("utf-8")

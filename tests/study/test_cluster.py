@@ -7,17 +7,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from batchnorm.study import Progress, Source, StudyError
+from batchnorm.study import Progress, Result, Run, Source, StudyError
 from batchnorm.study import cluster as clusters
 from batchnorm.study.cluster import LOCAL
 from batchnorm.study.engine import Plan, prepare
 from batchnorm.study.store import Store
-from batchnorm.study.task import RESTARTS, Crew
+from batchnorm.study.task import RESTARTS, Crew, Task
 from study.chores import Chores, always, kept, starts
 
 NONE = Source("digits")  # no images are asked for
@@ -172,3 +173,133 @@ def test_an_address_where_no_ray_is_is_refused_soon() -> None:
 def test_a_cluster_answers(ray: Any) -> None:
     clusters._answers(ray.get_runtime_context().gcs_address)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("found", ["variable", "file"])
+def test_auto_that_leads_to_no_cluster_is_refused_soon(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = pytest.importorskip("ray._private.services")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = f"127.0.0.1:{server.getsockname()[1]}"  # nobody's, once this server is gone
+    monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: where if found == "file" else None)
+    monkeypatch.setenv("RAY_ADDRESS", where if found == "variable" else "")
+    with pytest.raises(StudyError, match=rf"^--ray auto \({where}\): nothing answers there: .* Mend: give the address"):
+        clusters._answers("auto")
+
+
+def test_auto_is_left_to_ray_where_it_leads_nowhere_or_to_a_local_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    services = pytest.importorskip("ray._private.services")
+    monkeypatch.setenv("RAY_ADDRESS", LOCAL)
+    clusters._answers("auto")
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(services, "find_gcs_addresses", frozenset)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
+    clusters._answers("auto")
+    monkeypatch.delattr(services, "get_ray_address_from_environment")
+    clusters._answers("auto")
+
+
+class CrashedError(Exception):
+    """Stands for `ray.exceptions.RayError`, and for a worker that crashed."""
+
+
+class NodeDiedError(CrashedError):
+    """A node went while a run was there."""
+
+
+class TaskUnschedulableError(CrashedError):
+    """A run was sent to a node that is no more."""
+
+
+class LocalRayletDiedError(CrashedError):
+    """What connects the driver with the cluster went."""
+
+
+class OtherError(CrashedError):
+    """An error that no stand-in raises."""
+
+
+class StandIn:
+    """Of Ray what the driver uses: promises are pairs of a task's number and a node, kept when they are asked for.
+
+    At nodes in `dying` each run ends with the errors given, the last of them again and again; from the first on such a
+    node is gone, which the list of nodes says at once where it is `prompt`, and never otherwise.
+    """
+
+    def __init__(self, dying: dict[str, list[type[CrashedError]]], *, prompt: bool) -> None:
+        self.dying, self.prompt, self.asked = dying, prompt, list[tuple[int, str]]()
+        self.gone: set[str] = set()
+        self.exceptions = SimpleNamespace(
+            RayError=CrashedError,
+            RayTaskError=OtherError,
+            RuntimeEnvSetupError=OtherError,
+            NodeDiedError=NodeDiedError,
+            TaskUnschedulableError=TaskUnschedulableError,
+            LocalRayletDiedError=LocalRayletDiedError,
+        )
+        strategies = SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node)
+        self.util = SimpleNamespace(scheduling_strategies=strategies)
+
+    def remote(self, *classes: type, **_: Any) -> Any:
+        read = SimpleNamespace(remote=lambda: None)
+        board = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: SimpleNamespace(read=read)))
+
+        def options(scheduling_strategy: str) -> SimpleNamespace:
+            return SimpleNamespace(remote=lambda task, number, given, board: (number, scheduling_strategy, object()))
+
+        return board if classes else lambda work: SimpleNamespace(options=options)
+
+    def wait(self, promises: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        ready = [promise for promise in promises[:1] if promise is not None]
+        return ready, promises[len(ready) :]
+
+    def get(self, promise: Any) -> Result:
+        number, node, _ = promise
+        self.asked.append((number, node))
+        if node in self.dying:
+            self.gone.add(node)
+            errors = self.dying[node]
+            raise (errors.pop(0) if len(errors) > 1 else errors[0])("it is gone")
+        return Result(Run("chores", "left", number, None), {}, 0.0)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"NodeID": node, "Alive": not self.prompt or node not in self.gone} for node in ("first", "second")]
+
+    def cancel(self, promise: Any, **_: Any) -> None: ...
+
+    def kill(self, actor: Any) -> None: ...
+
+
+def driven(ray: StandIn, runs: int = 6) -> list[int]:
+    """Does runs on two nodes with two cores each, and gives the numbers of the finished ones."""
+    finished: list[int] = []
+    tasks = [Task(Chores(""), Run("chores", "left", number, None), {}, None) for number in range(runs)]
+    driver = clusters._Driver(ray, tasks, None, {}, {"first": 2, "second": 2}, 4)
+    driver.drive(lambda number, result: finished.append(number), lambda *_: None)
+    return finished
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.parametrize(
+    "errors", [[NodeDiedError], [TaskUnschedulableError], [CrashedError, NodeDiedError, TaskUnschedulableError]]
+)
+def test_runs_of_a_node_that_dies_are_begun_again_on_the_others(errors: list[type[CrashedError]], prompt: bool) -> None:
+    ray = StandIn({"first": list(errors)}, prompt=prompt)
+    assert sorted(driven(ray)) == list(range(6))
+    lost = [number for number, node in ray.asked if node == "first"]
+    assert len(lost) <= 3  # the two that were there, and one more where its death has not got about
+    assert len(set(lost)) == 2
+
+
+def test_a_node_that_is_there_and_loses_its_workers_ends_the_study_by_and_by() -> None:
+    with pytest.raises(StudyError, match=r"3 times a worker process was ended"):
+        driven(StandIn({"first": [CrashedError], "second": [CrashedError]}, prompt=False))
+
+
+def test_where_no_node_is_left_or_ray_itself_is_gone_the_study_ends_with_that() -> None:
+    with pytest.raises(StudyError, match=r"^Every node of the cluster .* Mend: the same command"):
+        driven(StandIn({"first": [NodeDiedError], "second": [NodeDiedError]}, prompt=False))
+    ray = StandIn({"first": [LocalRayletDiedError], "second": [LocalRayletDiedError]}, prompt=False)
+    with pytest.raises(StudyError, match=r"^The Ray process that connects the study .* Mend: the same command"):
+        driven(ray)
+    assert len(ray.asked) == 1

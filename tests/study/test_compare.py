@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from batchnorm.cli.app import app
-from batchnorm.study import Conclusion, Effect, Outcome, Verdict, kept, registered
+from batchnorm.study import Conclusion, Effect, Outcome, Verdict, registered
+from batchnorm.study.results import kept
 from batchnorm.study.results.compare import Comparison, Pair, compare
-from batchnorm.study.results.compare_page import apart, compare_page, verdicts
+from batchnorm.study.results.compare_page import apart, compare_page, overlap, verdicts
 from batchnorm.study.statistics import Interval, interval
 from study.kept_studies import folder
 
@@ -63,6 +64,68 @@ def test_what_was_not_the_same_is_listed_and_what_changes_no_number_is_not(tmp_p
         ("seeds", "0, 1, 2, 3, 4", "0, 1"),
         ("convergence: steps", steps, "7"),
     ]
+
+
+IMAGES = {"samples": 5000, "image_size": [28, 28], "fingerprint": "0123456789abcdef"}
+
+
+@pytest.mark.parametrize(
+    ("other", "row"),
+    [
+        ({"samples": 600}, ("images a seed, at most", "5000", "600")),
+        ({"image_size": [32, 32]}, ("height and width of the images", "28, 28", "32, 32")),
+        ({"fingerprint": "f" * 64}, ("images", "fingerprint 0123456789ab", f"fingerprint {'f' * 12}")),
+    ],
+)
+def test_other_images_under_the_same_name_are_told(tmp_path: Path, other: dict, row: tuple) -> None:
+    outcomes = [_outcome("placement", Verdict.REPRODUCED)]
+    first = folder(tmp_path / "a", outcomes, **IMAGES)
+    second = folder(tmp_path / "b", outcomes, **{**IMAGES, **other})
+    assert list(compare(kept.read(first), kept.read(second)).circumstances) == [row]
+
+
+def test_images_are_called_the_same_only_where_both_studies_tell(tmp_path: Path) -> None:
+    outcomes = [_outcome("placement", Verdict.REPRODUCED)]
+    study = kept.read(folder(tmp_path / "a", outcomes, **IMAGES))
+    assert "the same versions, processor, seeds, images and settings." in compare_page(compare(study, study))
+    older = {name: value for name, value in study.environment.items() if name not in IMAGES}
+    text = compare_page(compare(study, replace(study, environment=older)))
+    assert "the same versions, processor, seeds and settings." in text
+    assert "whether the images are the same is not known" in text
+
+
+def test_verdicts_that_all_stayed_are_no_warning(tmp_path: Path) -> None:
+    study = kept.read(folder(tmp_path / "a", [_outcome("placement", Verdict.REPRODUCED)]))
+    assert '<span class=""><b>0</b> verdicts changed</span>' in compare_page(compare(study, study))
+
+
+@pytest.mark.parametrize("settings", ["", "a\0", "(" * 5000, "-" * 100_000 + "1", "Placement(steps=7)"])
+def test_settings_that_cannot_be_read_are_compared_as_a_whole(tmp_path: Path, settings: str) -> None:
+    path = folder(tmp_path / "a", [_outcome("placement", Verdict.REPRODUCED)])
+    study = kept.read(path)
+    damaged = replace(study, claims={"placement": replace(study.claims["placement"], settings=settings)})
+    assert compare(study, damaged).circumstances
+
+
+def test_studies_without_a_common_claim_say_so(tmp_path: Path) -> None:
+    first, second = (
+        folder(tmp_path / name, [_outcome(name, Verdict.REPRODUCED)]) for name in ("placement", "saturation")
+    )
+    code, out, _ = _call("--compare", str(first), str(second), "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert "no claim is in both" in out
+    assert "B against A" not in out
+    text = (tmp_path / "out" / "compare.html").read_text("utf-8")
+    assert "The two studies have no claim in common." in text
+    assert "changed</span>" not in text
+
+
+def test_an_effect_that_is_none_is_a_dash(tmp_path: Path) -> None:
+    pair = Pair(Effect("e", Interval(math.nan, -math.inf, math.inf, 5), "×"), Effect("e", Interval(1, 0, 2, 5), "×"))
+    assert overlap(pair) == "–"
+    outcomes = [_outcome("placement", Verdict.INCONCLUSIVE, pair.first)]
+    study = kept.read(folder(tmp_path / "a", outcomes))
+    assert "no number" not in compare_page(compare(study, study))
 
 
 def test_the_standard_error_of_a_difference_is_that_of_two_independent_means() -> None:

@@ -24,7 +24,7 @@ SMALL = CovariateShift(
 
 
 def test_a_small_run_is_deterministic_and_a_lowered_shift_is_not_reproduced() -> None:
-    results = run_here(SMALL, range(2))
+    results = run_here(SMALL, range(5))
     assert SMALL.execute(results[0].run, lambda done, note: None) == dict(results[0].values)
     for result in results:
         assert result.numbers("measured") == [1, 11, 21]
@@ -39,7 +39,7 @@ def test_a_small_run_is_deterministic_and_a_lowered_shift_is_not_reproduced() ->
         for result in results
     ]
     conclusion = removed.conclude(lowered)
-    assert conclusion.verdict is not Verdict.REPRODUCED
+    assert conclusion.verdict is Verdict.NOT_REPRODUCED
     assert conclusion.effects[0].interval.estimate < 0.1
 
 
@@ -69,6 +69,16 @@ def test_layers_count_in_the_order_in_which_they_are_called() -> None:
         ["last.weight", "last.bias"],
     ]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_layers_that_are_not_trained_are_left_out() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+    model[1].requires_grad_(False)
+    images, labels = torch.randn(6, 4), torch.arange(6) % 2
+    shift = GradientShift(model, 5)
+    for step in (1, 2):
+        shift.before(step, images, labels)
+    assert [moved.layer for moved in shift.shifts[0]] == ["2.weight"]
 
 
 def test_the_shift_is_the_definition_s() -> None:
@@ -132,7 +142,13 @@ def test_a_network_of_one_layer_is_refused() -> None:
 
 
 def _concluded(
-    shift: float = 1.0, absolute: float = 1.0, noise: float = 0.0, best: float = 0.9, layers: tuple[float, ...] = (1, 1)
+    shift: float = 1.0,
+    absolute: float = 1.0,
+    noise: float = 0.0,
+    best: float = 0.9,
+    layers: tuple[float, ...] = (1, 1),
+    *,
+    diverged: bool = False,
 ) -> Conclusion:
     """Made-up results: the shift with batch norm as a share of that without."""
     claim = replace(SMALL, plain_rates=(0.1, 0.3), share=0.25)
@@ -149,8 +165,10 @@ def _concluded(
             "cosine by layer": [0.95] * len(layers),
             "measured": [1.0, 11.0, 21.0],
             "best": best - 0.1 * (run.arm == "plain 0.3"),
-            "diverged": False,
+            "diverged": diverged and not norm,
         }
+        if values["diverged"]:
+            values |= {name: [] for name, value in values.items() if isinstance(value, list)}
         results.append(Result(run, values | baseline_of(0.1)))
     return claim.conclude(results)
 
@@ -165,11 +183,25 @@ def test_conclude_reaches_every_verdict() -> None:
     assert "stayed at" in nothing.reason
 
 
+def test_titles_claim_no_more_than_the_verdict() -> None:
+    assert _concluded(shift=0.95).charts[0].title.endswith("by a tenth")
+    assert _concluded(best=0.3).charts[0].title == "The shift of each layer, with and without batch norm"
+
+
+def test_what_was_not_measured_has_no_ratio() -> None:
+    nothing = _concluded(diverged=True)
+    assert nothing.verdict is Verdict.INCONCLUSIVE
+    assert nothing.reason.startswith("A network without, seed 0, stopped being finite at every rate.")
+    assert "times" not in nothing.reason + " ".join(nothing.findings)
+    assert not nothing.effects
+    assert not nothing.charts
+
+
 def test_the_proportion_decides_and_disagreement_is_said() -> None:
     apart = _concluded(shift=1.5, absolute=0.3)
     assert apart.verdict is Verdict.REPRODUCED
     assert "would be not reproduced for it" in apart.reason
     assert "would be reproduced, too" in _concluded().reason
     mixed = _concluded(layers=(0.5, 1.0, 2.0))
-    assert "not lower in 2 of 3 layers and lower in 1" in mixed.findings[1]
+    assert "lower by less than a tenth, or not at all, in 2 of 3 layers, and lower by more in 1" in mixed.findings[1]
     assert any("both at rate 0.3" in effect.name for effect in mixed.effects)

@@ -93,7 +93,14 @@ def test_blur_and_contrast_are_what_they_are_called() -> None:
 
 
 def _concluded(
-    *, few: float = 0.2, many: float = 0.3, noise: float = 0.0, many_noise: float = 0.0, best: float = 0.9
+    *,
+    few: float = 0.2,
+    many: float = 0.3,
+    noise: float = 0.0,
+    many_noise: float = 0.0,
+    best: float = 0.9,
+    alone: float = 0.3,
+    tested: int = 1000,
 ) -> Conclusion:
     claim = DomainShift()
     results = []
@@ -104,8 +111,8 @@ def _concluded(
             won = many + many_noise * wave(run.seed) if count == 512 else few + noise * wave(run.seed)
             for prior in claim.priors:
                 values[f"{count} images, prior {prior}"] = [0.4 + won] * 9
-        values |= {f"one class, prior {prior}": [0.3] * 3 for prior in claim.priors}
-        results.append(Result(run, values | baseline_of(0.1)))
+        values |= {f"one class, prior {prior}": [alone] * 3 for prior in claim.priors}
+        results.append(Result(run, values | baseline_of(0.1) | {"test images": tested}))
     return claim.conclude(results)
 
 
@@ -128,7 +135,7 @@ def test_the_effect_that_decides_comes_first_and_numbers_are_measured() -> None:
     assert effects["Test accuracy on corrupted images, group norm minus batch norm"] == pytest.approx(25)
     assert effects["Test accuracy on corrupted images, group norm minus batch norm adapted to 512"] == pytest.approx(-5)
     assert effects[
-        "Test accuracy at the middle severity, adapted to 32 images of one class minus not"
+        "Test accuracy at the middle severity, adapted to at most 32 images of one class minus not"
     ] == pytest.approx(-10)
     assert (
         "costs batch norm 50.0 points, and statistics of 512 corrupted images bring back 30.0" in conclusion.findings[0]
@@ -141,3 +148,43 @@ def test_the_effect_that_decides_comes_first_and_numbers_are_measured() -> None:
     assert [chart.title for chart in severities.charts] == ["Noise", "Blur", "Contrast"]
     assert isinstance(one_class, Intervals)
     assert [row.estimate for row in one_class.rows] == pytest.approx([20, -10] * 3)
+
+
+def test_of_one_class_alone_it_says_what_the_data_say() -> None:
+    assert "So it fails there" in _concluded().findings[2]
+    assert "−10.0, −10.0 to −10.0 points with one class alone against +20.0" in _concluded().findings[2]
+    assert "So it helps there too, but less than images of all classes" in _concluded(alone=0.5).findings[2]
+    assert "So it helps there too: " in _concluded(alone=0.7).findings[2]
+    assert "not told whether" in _concluded(alone=0.4).findings[2]
+
+
+def test_few_test_images_are_counted_as_they_are() -> None:
+    conclusion = _concluded(tested=20)
+    assert conclusion.verdict is Verdict.REPRODUCED
+    assert "with those of 20 corrupted images (" in conclusion.reason
+    assert " 32 " not in conclusion.reason
+    assert " 512 " not in conclusion.reason
+    names = [effect.name for effect in conclusion.effects]
+    assert len(names) == len(set(names))
+    counts, severities, _ = conclusion.charts
+    assert isinstance(counts, Curves)
+    assert counts.x_ticks == [1.0, 8.0, 20.0]
+    assert isinstance(severities, Panels)
+    labels = [series.label for series in severities.charts[0].series]
+    assert labels == ["not adapted", "adapted to 20", "group norm"]
+
+
+def test_a_class_without_a_variance_is_left_out() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(BatchNorm1d(3), nn.Linear(3, 2))
+    images, labels, order = torch.randn(5, 3), torch.tensor([0, 0, 0, 0, 1]), torch.arange(5)
+    found = SMALL._one_class(model, images, labels, order, 0)
+    assert math.isfinite(found)
+    assert math.isnan(SMALL._one_class(model, images[3:], labels[3:], order[:2], 0))
+    conclusion = _concluded(alone=math.nan)
+    assert conclusion.verdict is Verdict.REPRODUCED
+    assert not any("one class" in effect.name for effect in conclusion.effects)
+    assert "too few values for a variance" in conclusion.findings[2]
+    one_class = conclusion.charts[2]
+    assert isinstance(one_class, Intervals)
+    assert len(one_class.rows) == 3

@@ -156,6 +156,55 @@ def test_what_norms_meet_is_of_all_calls_and_all_images() -> None:
     assert float(moments.variance[0]) == pytest.approx(float(both.var(correction=0)))
 
 
+class Named(nn.Module):
+    """Its norm and its last layer get their input by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.active, self.head = nn.BatchNorm2d(1), nn.ReLU(), nn.Linear(64, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(input=self.active(input=self.norm(input=images)).flatten(1))
+
+
+def _named() -> nn.Module:
+    return Named()
+
+
+def test_modules_that_get_their_input_by_keyword_are_as_any_other() -> None:
+    model = Named()
+    [(norm, moments)] = met(model, IMAGES)
+    assert norm is model.norm
+    assert float(moments.mean[0]) == pytest.approx(float(IMAGES.mean()), abs=1e-6)
+    for placement in ("before norm", "before last"):
+        dropped = Named()
+        seen: list[Tensor] = []
+        assert with_dropout(dropped, placement, 0.5, IMAGES)
+        place = dropped.norm if placement == "before norm" else dropped.active
+        place.register_forward_hook(lambda _, __, output, seen=seen: seen.append(output))
+        plain = dropped.eval()(IMAGES)
+        assert not torch.equal(dropped.train()(IMAGES), plain)
+        assert len(seen) == 2
+    own = replace(SMALL, subject=Own(f"{__name__}:_named"), steps=2)
+    own.check(split(DIGITS, 0))
+    assert "Deeper layers" not in own.conclude(run_here(own, seeds=range(2))).findings[2]
+
+
+class Paired(nn.BatchNorm2d):
+    """Gives its input along with its output."""
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(input), input
+
+
+def test_a_norm_that_gives_more_than_its_values_has_dropout_after_these() -> None:
+    norm = Paired(1)
+    assert with_dropout(norm, "after norm", 0.5, IMAGES)
+    values, given = norm.train()(IMAGES)
+    assert float((values == 0).double().mean()) > 0.2
+    assert torch.equal(given, IMAGES)
+
+
 def test_a_network_without_some_places_goes_without_these_arms() -> None:
     subject = Own(f"{__name__}:_functional")
     own = replace(SMALL, subject=subject, arms=(*SMALL.arms, ("after activation", 0.5)), steps=4)
@@ -206,6 +255,7 @@ def _concluded(
     guessing: float = 0.1,
     diverged: str = "",
     wrong: tuple[float, float] | None = None,
+    layers: int = 2,
 ) -> Conclusion:
     """Made-up results: the learned variance as a share of the formula's, and the shift; without dropout it is 1.
 
@@ -223,7 +273,7 @@ def _concluded(
                     values[f"rate {rate:g}, mean {mean:g}"] = share * learned_variance(rate, mean)
         else:
             own = 1.0 if run.arm == "no dropout" else shift + noise * wave(run.seed)
-            values = {"by layer": [own, own], "shift": own, "first layer over formula": 1.0, "absent": False}
+            values = {"by layer": [own] * layers, "shift": own, "first layer over formula": 1.0, "absent": False}
             values |= {"validation": learned, "test": 0.8, "test anew": 0.9, "diverged": run.arm == diverged}
             values |= baseline_of(guessing)
         results.append(Result(run, values))
@@ -278,6 +328,9 @@ def test_findings_are_measured() -> None:
     assert "Deeper layers" in found[2]
     assert "Without dropout the shift is 1.000" in found[3]
     assert "Deeper layers" not in _concluded(shift=1.0).findings[2]
+    alone = _concluded(layers=1).findings[2]
+    assert "Deeper layers" not in alone
+    assert alone.startswith("In the only batch norm layer")
     gains = _concluded().charts[-1]
     assert isinstance(gains, Intervals)
     assert [row.label for row in gains.rows] == ["dropout before norm 0.5", "no dropout"]

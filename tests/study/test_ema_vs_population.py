@@ -1,4 +1,5 @@
 import copy
+import re
 from dataclasses import replace
 
 import pytest
@@ -72,6 +73,26 @@ def test_copies_are_looked_at_and_the_model_is_left_alone() -> None:
     assert precise(model, images, parts.validation) == 0.0  # as training itself counts it
 
 
+@pytest.mark.parametrize("momentum", [0.001, 0.1, None])
+def test_the_control_has_no_lag_whatever_the_momentum_and_however_few_images(momentum: float | None) -> None:
+    images = torch.randn(120, 1, generator=torch.Generator().manual_seed(0))
+    labels = (images[:, 0] > 0).long()
+    # Right only with these images' own statistics: what was kept before calls all of them the same class.
+    norm, last = nn.BatchNorm1d(1, momentum=momentum), nn.Linear(1, 2)
+    with torch.no_grad():
+        last.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+        last.bias.zero_()
+        norm(images - 100.0)
+    kept = copy.deepcopy(norm.state_dict())
+    model = nn.Sequential(norm, last).train()
+    assert caught_up(model, images, 60, (images, labels)) > 0.9
+    assert norm.momentum == momentum
+    assert all(torch.equal(value, kept[name]) for name, value in norm.state_dict().items())
+    norm.momentum = 0.0  # a network that keeps its statistics keeps them here too
+    norm.running_mean = torch.full((1,), -100.0)
+    assert caught_up(model, images, 60, (images, labels)) == float(labels.double().mean())
+
+
 def _forgetful() -> nn.Module:
     return nn.Sequential(nn.Flatten(), BatchNorm1d(64, track_running_stats=False), nn.Linear(64, 10))
 
@@ -90,6 +111,7 @@ def _concluded(
     added_noise: float = 0.0,
     best: float = 0.9,
     diverged: bool = False,
+    images: float = 3000.0,
 ) -> Conclusion:
     """Made-up results: curves that go up and down by so much, and what more images add."""
     claim = EmaVersusPopulation()
@@ -104,7 +126,7 @@ def _concluded(
             "running": [0.5] * 10 + [0.8 + up * place for place in ups[10:]],
             "population": [0.9 - steady * place for place in ups],
             "best": best,
-            "counts": [32.0, 100.0, 316.0, 1000.0, 3000.0],
+            "counts": [32.0, 100.0, 316.0, min(1000.0, images - 1), images],
             "by count": [0.85, 0.88, 0.89, 0.9, 0.9 + more],
             "diverged": diverged,
         }
@@ -131,6 +153,11 @@ def test_the_effect_that_decides_comes_first_and_numbers_are_measured() -> None:
     assert conclusion.effects[0].interval.estimate == pytest.approx(6)
     # The jump at the end of the first third is none of it.
     assert "by 6.0 points with running averages and by 1.0 with statistics of 1,000 images" in conclusion.reason
+    uneven = _concluded(noise=0.9)
+    told = re.search(r"by ([\d.]+) points .* and by ([\d.]+) with .* ([\d.]+) times as much", uneven.reason)
+    assert told is not None
+    running, population, ratio = map(float, told.groups())
+    assert running / population == pytest.approx(ratio, rel=0.02)  # what a reader divides
     refuted = _concluded(added=0.02)
     assert refuted.effects[0].name.endswith("statistics of 3,000 images minus 1,000")
     assert refuted.effects[0].interval.estimate == pytest.approx(2)
@@ -143,3 +170,25 @@ def test_the_effect_that_decides_comes_first_and_numbers_are_measured() -> None:
     assert jumps.series[0].y == pytest.approx([1.0, 1.0, 6.0])
     assert isinstance(counts, Curves)
     assert counts.series[0].y == pytest.approx([-5.0, -2.0, -1.0, 0.0, 0.0])
+
+
+def test_of_few_images_the_first_statement_decides_alone() -> None:
+    few = _concluded(added=0.02, images=600.0)
+    assert few.verdict is Verdict.REPRODUCED
+    assert "What more than 1,000 images add is not tested" in few.reason
+    assert "add +" not in few.reason
+    assert not any("minus" in effect.name and "statistics of" in effect.name for effect in few.effects)
+    assert _concluded(jump=0.01, images=600.0).verdict is Verdict.NOT_REPRODUCED
+    assert _concluded(added=0.02, images=1200.0).verdict is Verdict.REPRODUCED
+    assert _concluded(added=0.02, images=2000.0).verdict is Verdict.NOT_REPRODUCED
+    assert _concluded(best=0.2, images=600.0).verdict is Verdict.INCONCLUSIVE
+
+
+def test_a_network_that_is_better_with_running_averages_is_not_said_to_be_worse() -> None:
+    better = _concluded(jump=-0.01, steady=0.0)
+    assert "one look shows up to" in better.findings[2]
+    claim = EmaVersusPopulation()
+    values: dict[str, float | list[float]] = {"steps": [10.0, 20.0], "running": [0.9, 0.9], "population": [0.8, 0.8]}
+    values |= {"counts": [32.0], "by count": [0.8], "best": 0.9, "diverged": False}
+    runs = {0: Result(Run("ema-vs-population", "0.4", 0, DIGITS), values | baseline_of(0.1))}
+    assert "no look shows more" in claim._findings({0.4: runs})[0]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from batchnorm.study import Conclusion, Effect, Outcome, Result, Run, SubjectClaim, Verdict, registered
+from batchnorm.study.data import Source, load
 from batchnorm.study.environment import Environment
 from batchnorm.study.results.export import FORMAT, effects_table, results, runs_table, write
 from batchnorm.study.statistics import Interval, interval
@@ -57,6 +58,15 @@ def test_what_a_comparison_needs_is_told() -> None:
     own = next(claim for claim in registered().values() if isinstance(claim, SubjectClaim))
     outcome = replace(_outcome(), claim=own)
     assert results([outcome], ENVIRONMENT)["claims"][own.id]["network"] == own.subject.description
+
+
+def test_the_images_are_told_by_number_size_and_fingerprint() -> None:
+    images = load(Source("digits"))
+    count = len(images.y)
+    for asked, used in ((None, count), (100, 100), (10**6, count)):
+        told = Environment.now(seeds=[0], data="d", workers=1, seconds=1.0, images=images, samples=asked).as_json()
+        assert (told["samples"], told["image_size"], told["fingerprint"]) == (used, [8, 8], images.fingerprint)
+    assert results([], ENVIRONMENT)["environment"]["fingerprint"] is None
 
 
 def test_the_table_of_runs_has_one_value_a_row() -> None:

@@ -44,7 +44,9 @@ def test_a_small_run_is_deterministic_and_its_arms_differ() -> None:
     assert kinds == [Intervals, Intervals, Curves]
 
 
-def _concluded(epochs: float, updates: float, noise: float = 0.001, trained: float = 0.95) -> Conclusion:
+def _concluded(
+    epochs: float, updates: float, noise: float = 0.001, trained: float = 0.95, fitted: float = 1.0
+) -> Conclusion:
     claim = Ghost(epoch_rates=(0.3, 1.0), update_rates=(0.3, 1.0), small_rates=(0.1,))
     results = []
     for run in claim.plan(range(5), DIGITS):
@@ -56,7 +58,7 @@ def _concluded(epochs: float, updates: float, noise: float = 0.001, trained: flo
         values = {
             "best": trained - 0.1 * worse,
             "test": test,
-            "train": 1.0,
+            "train": fitted if name == "batch epochs" else 1.0,
             "losses": [0.5, 0.0],
             "diverged": False,
         }
@@ -67,12 +69,12 @@ def _concluded(epochs: float, updates: float, noise: float = 0.001, trained: flo
 def test_conclude_reaches_every_verdict() -> None:
     held = _concluded(0.02, 0.01)
     assert held.verdict is Verdict.REPRODUCED
-    assert held.charts[0].title.startswith("Ghost batches win accuracy")
+    assert held.charts[0].title.startswith("Ghost batches win test accuracy")
     refuted = _concluded(0.02, -0.01)
     assert refuted.verdict is Verdict.NOT_REPRODUCED
     assert refuted.effects[0].name == "Test accuracy, ghost batches minus whole, equal updates"
     assert refuted.effects[0].interval.estimate == pytest.approx(-1)
-    assert refuted.charts[0].title.startswith("What the large batch loses")
+    assert refuted.charts[0].title.startswith("Test accuracy: the small batch")
     unclear = _concluded(0.001, 0.02, noise=0.03)
     assert unclear.verdict is Verdict.INCONCLUSIVE
     assert "equal epochs" in unclear.effects[0].name
@@ -84,9 +86,13 @@ def test_a_large_batch_that_has_not_learnt_settles_nothing() -> None:
     assert "stayed low: 20.0% validation accuracy" in conclusion.reason
 
 
-def test_what_there_is_to_recover_is_told_in_words_that_fit() -> None:
+def test_what_there_is_to_win_back_is_told_in_words_that_fit() -> None:
     findings = _concluded(0.02, 0.01, noise=0.0).findings
-    assert "At equal epochs the large batch loses accuracy" in findings[1]
+    assert "At equal epochs the large batch loses test accuracy" in findings[1]
     assert "small batch minus whole large one is +2.00 (+2.00 to +2.00) points" in findings[1]
+    assert findings[1].endswith("On training images the small batch has 100.0%, the whole large one 100.0%.")
+    less = _concluded(0.02, 0.01, fitted=0.9).findings
+    assert "100.0%, the whole large one 90.0%: it has learnt these less" in less[1]
+    assert "learnt these less" not in less[2]
     assert "they are 3.0 times those of the small batch" in findings[3]
     assert "the paper's rule says 5.7" in findings[3]

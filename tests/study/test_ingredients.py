@@ -22,9 +22,9 @@ def test_a_small_run_is_deterministic_and_draws_its_charts() -> None:
             assert SMALL.execute(result.run, lambda done, note: None) == dict(result.values)
     conclusion = SMALL.conclude(results)
     assert len(conclusion.charts) == 2
-    by_arm = {result.run.arm: result.values["validation"] for result in results[:8]}
+    by_arm = {result.run.arm: result.values["validation"] for result in results}
     # All recipes are different trainings, but for L2, which so few steps may not show.
-    assert len({str(seen) for arm, seen in by_arm.items() if not arm.startswith("L2")}) == 7
+    assert len({str(seen) for arm, seen in by_arm.items() if not arm.startswith("L2")}) == 8
 
 
 def test_where_all_recipes_are_alike_it_is_not_reproduced() -> None:
@@ -53,7 +53,7 @@ def test_each_arm_takes_back_what_it_says(monkeypatch: pytest.MonkeyPatch) -> No
     added = Recipe(0.1, steps=36, every=18, decay=False, weight_decay=5e-4)
     # Two copies of an image come out apart where dropout is on; the order is drawn anew where the list has it so.
     assert seen["plain"] == seen["added"] == (added, True, False)
-    assert seen["whole"] == (whole, False, True)
+    assert seen["whole"] == seen["listed"] == (whole, False, True)
     assert seen["rate"] == (replace(whole, learning_rate=0.1), False, True)
     assert seen["dropout"] == (whole, True, True)
     assert seen["L2"] == (replace(whole, weight_decay=5e-4), False, True)
@@ -81,17 +81,24 @@ def _concluded(
     points: dict[str, float] | None = None,
     dropped: bool = True,
     added: float = 200.0,
+    listed: float = 250.0,
+    best_at: float = 0.1,
 ) -> Conclusion:
     """Made-up results: steps until the accuracy of batch norm merely added, and points of accuracy."""
     claim = Ingredients()
     results = []
     for run in claim.plan(range(5), DIGITS):
         kind = run.arm.split()[0]
-        takes = {"added": added, "plain": 250.0, "whole": whole} | dict.fromkeys(INGREDIENTS, whole) | (items or {})
-        own = takes[kind] * (1 + noise * wave(run.seed) * (kind not in ("plain", "added")))
+        takes = (
+            {"added": added, "plain": 250.0, "whole": whole, "listed": listed}
+            | dict.fromkeys(INGREDIENTS, whole)
+            | (items or {})
+        )
+        own = takes[kind] * (1 + noise * wave(run.seed) * (kind not in ("plain", "added", "listed")))
         gets = kind != "whole" or run.seed < reached
         steps = [float(step) for step in range(5, 301, 5)]
-        validation = [best if step >= own and gets else best / 2 for step in steps]
+        top = best if run.arm in (f"{kind} {best_at:g}", "plain 0.1") else best - 0.01
+        validation = [top if step >= own and gets else best / 2 for step in steps]
         test = 0.9 + 0.01 * (points or {}).get(kind, 0.0) + 0.001 * wave(run.seed) * (kind != "whole")
         values = {"steps": steps, "validation": validation, "best": max(validation), "test": test, "dropped": dropped}
         results.append(Result(run, values | baseline_of(0.1)))
@@ -123,6 +130,35 @@ def test_every_item_is_judged_by_itself() -> None:
     assert "no sure change in steps" in found["L2"]
     assert "no sure change in accuracy" in found["L2"]
     assert conclusion.effects[0].name == "Steps, the whole list against batch norm merely added"
+
+
+def test_what_the_list_does_without_batch_norm_is_told() -> None:
+    unsure = _concluded().findings[5]
+    assert unsure.startswith("Without batch norm, each at its best of three rates, the whole list does not surely")
+    assert unsure.count("of no sure use") == 1
+    useful = _concluded(listed=100.0).findings[5]
+    assert "saves steps (" not in useful
+    assert "the whole list saves steps and" in useful
+    assert "does not need batch norm to be of use" in useful
+    mixed = _concluded(listed=100.0, points={"listed": -3.0}).findings[5]
+    assert "saves steps and costs accuracy" in mixed
+    assert "helps in one and harms in the other" in mixed
+    assert "test accuracy changes by −3" in mixed
+    assert "has not learnt" not in mixed
+    assert "has not learnt in 5 of 5 seeds" in _concluded(best=0.2).findings[5]
+    names = [effect.name for effect in _concluded().effects]
+    assert sum("without batch norm: the whole list" in name for name in names) == 2
+    more = _concluded(noise=0.0, points={"whole": 3.0, "listed": 1.0}).effects[-1]
+    assert more.name.startswith("Test accuracy, what the list adds with batch norm minus")
+    assert more.interval.estimate == pytest.approx(2.0, abs=0.2)
+
+
+def test_rates_at_an_end_of_the_grid_are_told_of_every_search() -> None:
+    text = _concluded(best_at=0.3).findings[6]
+    top = "Of the chosen rates 5 are the highest and 0 the lowest of their grid, of 5"
+    assert f"would itself choose 0.3, 0.3, 0.3, 0.3, 0.3. {top}" in text
+    assert text.count(top) == 3
+    assert text.count("No chosen rate is an end of its grid.") == 1
 
 
 def test_a_network_without_a_place_for_dropout_does_not_test_it() -> None:
@@ -163,4 +199,4 @@ def test_dropout_of_the_network_itself_is_what_the_list_takes_away(monkeypatch: 
         arm = run.arm.split()[0]
         assert claim.execute(run, lambda done, note: None)["dropped"] is True
     kept = {"plain": 0.25, "added": 0.25, "dropout": 0.25}
-    assert rates == kept | dict.fromkeys(("whole", "rate", "L2", "decay", "shuffling"), 0.0)
+    assert rates == kept | dict.fromkeys(("whole", "rate", "L2", "decay", "shuffling", "listed"), 0.0)

@@ -80,6 +80,21 @@ def test_weights_whose_scale_is_taken_out_are_found_by_trying() -> None:
     assert unscaled(whole, parts.train[0][:60]) == ["0.weight", "3.weight"]
 
 
+def test_zeros_at_the_beginning_hide_no_weight() -> None:
+    images = split(DIGITS, 0).train[0][:60]
+    model = _Net()
+    nn.init.zeros_(model.head.weight)  # alone: the outputs are still its bias
+    nn.init.zeros_(model.norm.weight)
+    model.unused = nn.Linear(3, 3)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    state = torch.random.get_rng_state()
+    assert unscaled(model, images) == ["first.weight"]
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    nn.init.zeros_(model.head.bias)
+    assert unscaled(model, images) == ["first.weight"]
+
+
 def test_it_can_be_put_to_another_network() -> None:
     claim = Initialisation(scales=(0.1, 1.0), rates=(0.1,), again=(10.0,), steps=8).on(_Users())
     results = run_here(claim, seeds=range(1))

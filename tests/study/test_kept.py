@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from batchnorm.study import Outcome, StudyError, kept
+from batchnorm.study import Outcome, StudyError
+from batchnorm.study.results import kept
 from batchnorm.study.results.export import FORMAT
 from batchnorm.study.statistics import Interval
 from study.kept_studies import CLAIM, folder, run
@@ -71,6 +72,24 @@ def test_a_file_of_an_older_format_is_read_as_far_as_it_goes(study: Path) -> Non
     assert claim.short[1] == claim.effects[0].name
 
 
+def test_an_effect_that_is_none_is_a_dash(study: Path) -> None:
+    def none(plain: dict) -> None:
+        claim = plain["claims"][CLAIM]
+        claim["effects"][0] |= {"unit": "×", "estimate": None, "low": None, "high": None}
+        claim["in short"] = ["no number× (95% interval −∞ to ∞)", "what"]
+
+    _edit(study, none)
+    assert kept.read(study).claims[CLAIM].short == ("–", "what")
+    _edit(study, lambda plain: plain["claims"][CLAIM].pop("in short"))
+    assert kept.read(study).claims[CLAIM].short[0] == "–"
+
+
+def _with_effect(seeds: str, estimate: str) -> str:
+    effect = f'{{"name": "e", "estimate": {estimate}, "low": 0, "high": 2, "seeds": {seeds}}}'
+    claim = f'{{"title": "t", "verdict": "reproduced", "reason": "r", "effects": [{effect}]}}'
+    return f'{{"environment": {{}}, "claims": {{"a": {claim}}}}}'
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -79,6 +98,9 @@ def test_a_file_of_an_older_format_is_read_as_far_as_it_goes(study: Path) -> Non
         ('{"claims": {}}', "holds no study"),
         ('{"environment": {}, "claims": {"a": {}}}', "cannot be read as a study (KeyError"),
         ('{"environment": {}, "claims": []}', "cannot be read as a study"),
+        ("[" * 100_000, "is nested too deeply"),
+        (_with_effect("Infinity", "1"), "cannot be read as a study (OverflowError"),
+        (_with_effect("5", "[]"), "cannot be read as a study (TypeError"),
         (f'{{"format": {FORMAT + 1}, "environment": {{}}, "claims": {{}}}}', f"reads up to {FORMAT}. Mend: install"),
     ],
 )

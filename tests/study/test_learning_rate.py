@@ -1,6 +1,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from torch import nn
 
 from batchnorm.report.chart import Intervals, Panels
 from batchnorm.study import Conclusion, Result, Verdict
-from batchnorm.study.apparatus.usable import WORST, at_the_end, largest, learning_below
+from batchnorm.study.apparatus.usable import WORST, at_the_end, largest, learning_below, search
+from batchnorm.study.arms import derive
 from batchnorm.study.claims.learning_rate import LearningRate
-from batchnorm.study.data import Split
+from batchnorm.study.data import Split, split
 from batchnorm.study.subjects import Stack, Subject
 from study.helpers import DIGITS, baseline_of, run_here, wave
 
@@ -29,15 +31,17 @@ def test_with_the_effect_removed_it_is_not_reproduced() -> None:
 
 
 def test_a_small_run_is_deterministic_and_finds_larger_rates_with_batch_norm() -> None:
-    results = run_here(SMALL, seeds=range(1))
-    assert SMALL.execute(results[0].run, lambda done, note: None) == dict(results[0].values)
+    # Deep enough for the plain net to be lost at large rates, and long enough for the running statistics to follow.
+    small = replace(SMALL, subject=Stack(((8, 2), (8, 2), (8, 1), (8, 1))), steps=60)
+    results = run_here(small, seeds=range(1))
+    assert small.execute(results[0].run, lambda done, note: None) == dict(results[0].values)
     for result in results:
         assert result.number("norm: largest") > result.number("plain: largest")
         # What it calls the largest usable one it has tried, and that one learnt.
         tried = dict(zip(result.numbers("norm: rates tried"), result.numbers("norm: losses"), strict=True))
         assert tried[result.number("norm: largest")] < result.number("limit")
         assert result.number("same: rate") == result.number("plain: rate")
-    conclusion = SMALL.conclude(results)
+    conclusion = small.conclude(results)
     assert "your network" not in conclusion.effects[0].name
     assert len(conclusion.charts) == 3
 
@@ -96,18 +100,43 @@ def test_the_search_finds_nothing_where_nothing_is() -> None:
 
 def test_learning_begins_below_what_the_frequencies_of_the_classes_give() -> None:
     even = torch.arange(1000) % 10
-    assert learning_below(even, 60) == pytest.approx(0.9 * math.log(10))
+    assert learning_below(even) == pytest.approx(0.9 * math.log(10))
     rare = (torch.arange(1000) < 30).long()
     entropy = -(0.03 * math.log(0.03) + 0.97 * math.log(0.97))
     spread = (0.03 * 0.97) ** 0.5 * math.log(0.97 / 0.03)
-    assert learning_below(rare, 60) == pytest.approx(entropy - 3 * spread / 1200**0.5)
-    assert learning_below(torch.zeros(10, dtype=torch.long), 60) == 0
+    assert learning_below(rare) == pytest.approx(entropy - 3 * spread / 1000**0.5)
+    assert learning_below(rare.repeat(3)) == pytest.approx(entropy - 3 * spread / 1200**0.5)
+    assert learning_below(torch.zeros(10, dtype=torch.long)) == 0
+
+
+def test_a_run_is_judged_in_evaluation_mode_on_the_first_training_images() -> None:
+    norm = nn.BatchNorm1d(2, affine=False)
+    inputs = torch.tensor([[3.0, 1.0], [1.0, 3.0]]).repeat(650, 1)
+    labels = torch.arange(1300) % 2
+    # By the batch's own statistics each output is 1 or -1; by the running ones, still 0 and 1, it is what was put in.
+    assert at_the_end(norm, inputs, labels) == pytest.approx(math.log1p(math.exp(-2)), rel=1e-3)
+    norm.running_mean = torch.tensor([0.0, 50.0])
+    assert at_the_end(norm, inputs, labels) == pytest.approx(24, rel=1e-3)
+    assert not norm.training
+    inputs[1200:] = math.nan  # not looked at
+    assert at_the_end(norm, inputs, labels) == pytest.approx(24, rel=1e-3)
+    inputs[0] = math.nan
+    assert at_the_end(norm, inputs, labels) == WORST
+    assert at_the_end(nn.Identity(), 1e30 * labels[:, None] * torch.tensor([1.0, 0.0]), labels) == WORST
 
 
 def test_a_run_that_stopped_being_finite_has_not_learnt() -> None:
-    assert at_the_end([9.0] * 5 + [1.0] * 20, False) == 1
-    assert at_the_end([1.0] * 20, True) == WORST
-    assert at_the_end([1e30] * 20, False) == WORST
+    build = partial(Stack(((8, 2), (8, 2))).build, parts := split(DIGITS, 0), 0)
+    found = search(
+        lambda: derive(build(), "none"), parts, [1e20], stride=1, steps=4, seed=0, report=lambda done, note: None
+    )
+    assert (list(found.losses), found.largest) == ([WORST], None)
+
+
+def test_one_seed_alone_is_told_without_inf() -> None:
+    conclusion = SMALL.conclude(run_here(SMALL, seeds=range(1)))
+    assert "(0 to ∞)" in conclusion.reason
+    assert "inf" not in conclusion.reason + "".join(conclusion.findings)
 
 
 def _conclude(

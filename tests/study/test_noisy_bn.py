@@ -33,9 +33,9 @@ def test_a_small_run_is_deterministic_and_the_noise_moves_distributions() -> Non
 
 
 def test_noise_without_batch_norm_is_not_reproduced() -> None:
-    removed = SMALL.without_effect()
-    conclusion = removed.conclude(run_here(removed, range(2)))
-    assert conclusion.verdict is not Verdict.REPRODUCED
+    removed = replace(SMALL, steps=44).without_effect()
+    conclusion = removed.conclude(run_here(removed, range(5)))
+    assert conclusion.verdict is Verdict.NOT_REPRODUCED
     assert conclusion.effects[0].interval.estimate < -SMALL.margin
 
 
@@ -86,6 +86,19 @@ def test_drift_is_measured_around_an_update_and_leaves_the_model_alone() -> None
     assert period.means == pytest.approx([2.0], abs=1e-4)
 
 
+def test_dropout_is_the_same_at_each_look_and_noise_is_not() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.BatchNorm1d(4))
+    images = torch.randn(30, 4)
+    for noisy in (False, True):
+        if noisy:
+            Noise(0.5, 0.25, 0.1).behind(model, ["1", "3"])
+        drift = Drift(model, ["1", "3"], images, every=3)
+        for step in (1, 2):
+            drift.before(step, images, torch.zeros(30))
+        (moved,) = drift.of_updates().means
+        assert moved > 0.1 if noisy else moved == 0
+
+
 def _concluded(
     equal: float = 0.0,
     better: float = 0.03,
@@ -94,15 +107,18 @@ def _concluded(
     noise: float = 0.001,
     best: float = 0.9,
     guessing: float = 0.1,
+    jump: float = 0.0,
+    seeds: int = 5,
+    looked: bool = True,
 ) -> Conclusion:
     """Made-up results: the accuracy with noise against batch norm and against none, and its moves against none."""
     claim = replace(SMALL, share=0.25)
     results = []
-    for run in claim.plan(range(5), DIGITS):
+    for run in claim.plan(range(seeds), DIGITS):
         arm = run.arm.split()[0]
         test = 0.9 + {"noisy": noise * wave(run.seed), "norm": -equal, "plain": -better}[arm]
         values: dict[str, float | bool | list[float]] = {
-            name: [0.1 * (moved if arm == "noisy" else 1.0)] * 2
+            name: [0.1 * (moved * (1 + jump * wave(run.seed)) if arm == "noisy" else 1.0)] * (2 * looked)
             for name in ("means by update", "deviations by update", "means by period", "deviations by period")
         }
         values |= {"test": test, "best": best, "diverged": False, "looked": [0.0, 10.0]}
@@ -127,6 +143,27 @@ def test_without_instability_nothing_was_tried() -> None:
     assert "did not make the distributions less stable" in calm.reason
     assert "Move of a channel's mean" in calm.effects[0].name
     assert "farther" not in calm.charts[1].title
+    undecided = _concluded(moved=1.2, jump=0.9)
+    assert undecided.verdict is Verdict.INCONCLUSIVE
+    assert "did not" not in undecided.reason
+    assert "less stable than without batch norm is not shown" in undecided.reason
+
+
+def test_what_was_not_looked_at_has_no_ratio() -> None:
+    nothing = _concluded(looked=False)
+    assert nothing.verdict is Verdict.INCONCLUSIVE
+    assert "times" not in nothing.reason + " ".join(nothing.findings)
+    assert len(nothing.charts) == 2
+
+
+def test_moves_are_told_in_per_cent_and_one_seed_has_no_bounds() -> None:
+    (moves,) = [finding for finding in _concluded(moved=0.01).findings if "per cent" in finding]
+    assert "noisy batch norm 0.001 standard deviations, and 0.1%" in moves
+    assert "mostly the noise" not in moves
+    assert "mostly the noise" in " ".join(_concluded().findings)
+    alone = _concluded(seeds=1)
+    assert "inf" not in alone.reason + " ".join(alone.findings)
+    assert "−∞ to +∞" in alone.reason
 
 
 def test_the_effect_that_decides_comes_first() -> None:

@@ -68,3 +68,21 @@ def test_the_model_is_looked_at_without_a_trace() -> None:
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+class Named(nn.Module):
+    """The norm and the activation get their input by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.active = BatchNorm1d(3), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.active(input=self.norm(input=x))
+
+
+def test_a_pair_that_gets_its_input_by_keyword_is_found_and_exchanged() -> None:
+    model, x = Named(), torch.randn(5, 3)
+    assert neighbours(model, x).pairs == (("norm", "active"),)
+    norm = model.norm
+    assert torch.equal(ordered(model, x, "after").eval()(x), norm.eval()(x.relu()))

@@ -1,5 +1,6 @@
 """The page of a study: what stands on it, and in which order."""
 
+import math
 import re
 from dataclasses import replace
 from html import escape, unescape
@@ -13,7 +14,7 @@ from batchnorm.study import Own, SubjectClaim, Topic, registered
 from batchnorm.study.claim import Conclusion, Effect, Result, Run, Verdict
 from batchnorm.study.data import Source
 from batchnorm.study.engine import Outcome
-from batchnorm.study.environment import Environment
+from batchnorm.study.environment import Environment, counted
 from batchnorm.study.results.output import page
 from batchnorm.study.statistics import Interval
 
@@ -186,4 +187,26 @@ def test_calculations_are_told_from_experiments() -> None:
     conclusion = _outcomes()[0].conclusion
     outcomes = [Outcome(claims[name], [], conclusion) for name in ("convergence", "scale-invariance", "eps-placement")]
     assert "2 are each a calculation" in page(outcomes, ENVIRONMENT).replace(get_plotlyjs(), "")
+    assert "Nothing guarantees how the other comes out" in page(outcomes, ENVIRONMENT)
+    for number, words in ((1, "It is a calculation: an identity"), (2, "Each is a calculation: an identity")):
+        text = page(outcomes[1 : 1 + number], ENVIRONMENT)
+        assert words in text
+        assert "Nothing guarantees" not in text
     assert "calculation: an identity" not in page(outcomes[:1], ENVIRONMENT).replace(get_plotlyjs(), "")
+
+
+def test_an_effect_that_is_none_is_a_dash() -> None:
+    outcome = _outcomes()[0]
+    effects = [Effect("speed", Interval(math.nan, -math.inf, math.inf, 5), "×", ratio=True)]
+    text = page([replace(outcome, conclusion=replace(outcome.conclusion, effects=effects))], ENVIRONMENT)
+    assert "no number" not in text.replace(get_plotlyjs(), "")
+    assert "speed: <b>–</b>" in text
+    assert ">–</span></td>" in text
+
+
+def test_one_of_a_thing_is_told_as_one() -> None:
+    rows = dict(replace(ENVIRONMENT, workers=1, nodes=1, ray="2", runs=1, kept=1).rows())
+    assert rows["processor"] == "a processor (1 worker process, one thread each, on 1 node by Ray 2)"
+    assert rows["wall time"] == "9 s, 1 of 1 run kept"
+    assert (counted(0, "run"), counted(1641, "run")) == ("0 runs", "1,641 runs")
+    assert "1 run, 2 s of one processor core" in _text()

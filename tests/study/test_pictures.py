@@ -28,6 +28,15 @@ def test_each_chart_of_each_claim_becomes_a_file_with_a_telling_name(tmp_path: P
         "saturation-2.svg",
     ]
     assert all(path.parent == tmp_path / "pictures" and path.read_bytes().startswith(b"<?xml") for path in paths)
+    # Those of a study before are removed, and what else is there is left.
+    stay = ["mine.svg", "placement.svg", "placement-9-Mine.svg", "other-1-chart.svg", "placement-1-a.pdf"]
+    for name in ["placement-3-old.svg", "saturation-1-old-words.png", "eps-placement-2.svg", *stay]:
+        (tmp_path / "pictures" / name).touch()
+    assert write_pictures(outcomes, tmp_path, None) == []
+    assert (tmp_path / "pictures" / "placement-3-old.svg").exists()
+    assert write_pictures(outcomes, tmp_path, "svg") == paths
+    left = {path.name for path in (tmp_path / "pictures").iterdir()}
+    assert left == {*stay, *(path.name for path in paths)}
     assert write_pictures(outcomes, tmp_path / "none", None) == []
     assert not (tmp_path / "none").exists()
 

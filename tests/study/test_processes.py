@@ -23,7 +23,7 @@ def test_a_worker_that_is_killed_loses_its_own_run_only_which_another_begins_aga
     (tmp_path / "die-left-1").write_text("1")
     seen: list[Progress] = []
     results = prepare([Chores(str(tmp_path), nap=0.1)], range(3), NONE).execute(workers=2, listen=seen.append)["chores"]
-    assert [result.run for result in results] == Chores("").plan(range(3), NONE)
+    assert [result.run for result in results] == Chores("").plan(range(3), None)  # which asks for no images
     assert starts(tmp_path, "left-1") == 2
     assert starts(tmp_path) == 7  # every other run was begun once
     assert [progress.finished for progress in seen if progress.state == "finished"] == [1, 2, 3, 4, 5, 6]

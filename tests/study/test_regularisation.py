@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from batchnorm.report.chart import Curves, Intervals
 from batchnorm.study import Conclusion, Result, Run, Verdict
+from batchnorm.study.apparatus.small_parts import normalised_by
+from batchnorm.study.arms import norms
 from batchnorm.study.claims.regularisation import CLAIM, Regularisation
 from batchnorm.study.data import Split, split
 from batchnorm.study.subjects import Stack, Subject
@@ -78,6 +80,17 @@ class _OfSomebody(Subject):
             return _Branches(parts.channels, parts.classes)
 
 
+@dataclass(frozen=True)
+class _Frozen(_OfSomebody):
+    """With norms that are not trained."""
+
+    def build(self, parts: Split, seed: int) -> nn.Module:
+        model = super().build(parts, seed)
+        for parameter in model.inner.parameters():
+            parameter.requires_grad_(False)
+        return model
+
+
 def test_it_takes_a_network_of_somebody_else() -> None:
     claim = replace(SMALL, steps=4).on(_OfSomebody())
     before = torch.random.get_rng_state()
@@ -126,6 +139,7 @@ def _concluded(
     seeds: int = 5,
     drop: float = -0.1,
     gap: float = 0.5,
+    by_population: tuple[float, ...] = (0.9, 0.9, 0.9),
 ) -> Conclusion:
     """Made-up results of five seeds."""
     sizes, penalties = claim.sizes, claim.penalties
@@ -139,6 +153,8 @@ def _concluded(
             "finite": finite,
         }
         values |= {"population finite": population, "validation": learned, "images": 600}
+        for penalty, found in zip((0.0, *penalties), by_population, strict=True):
+            values[f"population validation {penalty:g}"] = found
         values |= {"gap": gaps, "train loss": [0.1] * len(sizes), "test loss": [each + 0.1 for each in gaps]}
         values |= {"train accuracy": [1.0] * len(sizes), "test accuracy": [0.8 + 0.01 * i for i in range(len(sizes))]}
         values["population gap"] = [0.6] + [0.6 + drop * (i + 1) for i in range(len(penalties))]
@@ -189,6 +205,38 @@ def test_what_was_not_measured_is_not_said() -> None:
     assert len(broken.charts) == 2
     assert not [effect for effect in broken.effects if "population" in effect.name]
     assert "stayed at 20.0% validation accuracy" in _concluded(learned=0.2).reason
+
+
+def test_a_penalised_network_that_has_not_learnt_is_left_out_and_said_to_be() -> None:
+    found = _concluded(by_population=(0.9, 0.9, 0.31))
+    assert "With λ = 0.01 the network has not learnt in 5 of 5 seeds" in found.findings[2]
+    assert "λ = 0.001 changes the gap" in found.findings[2]
+    assert not [effect for effect in found.effects if "0.01 " in effect.name]
+    last = found.charts[-1]
+    assert isinstance(last, Intervals)
+    assert [row.label for row in last.rows] == ["λ = 0.001"]
+    # The first may lack and the second not: each keeps its own numbers.
+    other = _concluded(by_population=(0.9, 0.31, 0.9), noise=0.0).charts
+    assert isinstance(other[-1], Intervals)
+    assert [(row.label, row.estimate) for row in other[-1].rows] == [("λ = 0.01", pytest.approx(-0.2))]
+    assert isinstance(other[0], Curves)
+    assert other[0].series[-1].y == pytest.approx([0.4, 0.4])
+    alone = _concluded(by_population=(0.31, 0.9, 0.9))
+    assert alone.findings[2].startswith("By population statistics alone a network stayed at 31.0%")
+    assert not [effect for effect in alone.effects if "population" in effect.name]
+    assert alone.verdict is Verdict.REPRODUCED
+
+
+def test_running_statistics_look_back_over_as_many_images_whatever_the_size() -> None:
+    model = normalised_by(SMALL.subject.build(split(DIGITS, 0), 0), 8, 32)
+    for norm in norms(model).values():
+        assert (1 - norm.momentum) ** 4 == pytest.approx(0.9)
+
+
+def test_frozen_gammas_take_no_penalty() -> None:
+    claim = replace(SMALL, steps=2, rates=(0.1,), sizes=(32,)).on(_Frozen())
+    (result,) = run_here(claim, seeds=[0])
+    assert result.values["population finite"]
 
 
 def test_a_run_needs_no_more_images_than_there_are() -> None:

@@ -31,14 +31,26 @@ def test_a_small_run_is_deterministic_and_measures_both_arms() -> None:
         assert result.numbers("walked") == [0, 10, 20]
         assert all(value > 0 for name in ("loss range", "beta", "beta w2") for value in result.numbers(name))
         assert all(abs(value) <= 1 for value in result.numbers("cosine"))
+        assert len(result.numbers("losses by length")) == 3 * 3
+        changes = result.numbers("changes by length")
+        assert [max(changes[place : place + 2]) for place in (0, 2, 4)] == result.numbers("gradient change")
     assert len(SMALL.conclude(results).charts) == 3
 
 
 def test_without_batch_norm_in_either_arm_it_is_not_reproduced() -> None:
     removed = SMALL.without_effect()
-    conclusion = replace(removed, share=0.0).conclude(run_here(removed, range(2)))
+    conclusion = replace(removed, share=0.0).conclude(run_here(removed, range(5)))
     assert conclusion.effects[0].interval.estimate == 1
-    assert conclusion.verdict is not Verdict.REPRODUCED
+    assert conclusion.verdict is Verdict.NOT_REPRODUCED
+
+
+def test_weights_that_are_not_trained_are_not_walked() -> None:
+    first, last = nn.Linear(3, 4), nn.Linear(4, 2)
+    model = nn.Sequential(first.requires_grad_(False), last)
+    function = AtWeights(model, torch.randn(8, 3), torch.arange(8) % 2, seed=5)
+    assert list(function.weights()) == ["1.weight", "1.bias"]
+    walk = walk_along(function, (0.1,))
+    assert walk.weights == pytest.approx(float(last.weight.detach().square().sum()))
 
 
 def test_a_walk_measures_what_a_quadratic_function_says() -> None:
@@ -79,6 +91,12 @@ def test_what_is_not_finite_counts_as_very_much() -> None:
     assert finite(2.0) == 2.0
 
 
+def _by_length(share: float) -> dict[str, list[float]]:
+    """Of three walks of two lengths, the longer of which would give other ratios."""
+    found = {"losses by length": [2.0, 2.0 - share, 9.0] * 3}
+    return found | {name: [share, 9.0] * 3 for name in ("changes by length", "betas by length")}
+
+
 def _concluded(
     loss: float = 0.1,
     gradient: float = 0.1,
@@ -86,10 +104,12 @@ def _concluded(
     free: float = 0.5,
     noise: float = 0.0,
     best: float = 0.9,
+    near: float = 0.5,
+    seeds: int = 5,
 ) -> Conclusion:
-    """Made-up results: each measure with batch norm as a share of that without."""
+    """Made-up results: each measure with batch norm as a share of that without, and so at the shorter length."""
     results = []
-    for run in SMALL.plan(range(5), DIGITS):
+    for run in SMALL.plan(range(seeds), DIGITS):
         norm = run.arm.startswith("norm")
         jitter = math.exp(noise * wave(run.seed)) if norm else 1.0
         shares = {"loss range": loss, "gradient change": gradient, "beta": beta, "beta w2": free}
@@ -98,6 +118,7 @@ def _concluded(
         }
         values |= {"lowest": [1.0] * 3, "highest": [2.0] * 3, "walked": [0.0, 10.0, 20.0]}
         values |= {"cosine": [0.9 if norm else 0.4] * 3, "best": best, "diverged": False}
+        values |= _by_length(near if norm else 1.0)
         results.append(Result(run, values | baseline_of(0.1)))
     return replace(SMALL, share=0.25).conclude(results)
 
@@ -122,6 +143,26 @@ def test_what_decides_comes_first_and_disagreement_is_said() -> None:
     assert "would be reproduced, as β" in _concluded().reason
 
 
+def test_titles_claim_no_more_than_the_verdict() -> None:
+    assert "no range smaller by a tenth" in _concluded(loss=0.95).charts[0].title
+    assert _concluded(best=0.2).charts[0].title == "The range of the loss along the gradient"
+    assert _concluded(best=0.2).charts[1].title == "β during training, with and without batch norm"
+
+
+def test_lengths_beyond_the_rate_without_batch_norm_are_told_apart() -> None:
+    said = _concluded(loss=0.1, beta=0.4, near=0.5).findings[1]
+    assert "The longest length is 4 times the rate chosen without batch norm and 1.33 times that with it" in said
+    assert "the ratios are range of the loss 0.5 times (0.5 to 0.5)" in said
+    assert said.endswith(
+        "Longer ones make most of the ratio, in logarithms, of: range of the loss; change of the gradient ‖Δg‖."
+    )
+    assert "Longer ones" not in _concluded(near=0.1).findings[1]
+
+
+def test_one_seed_has_no_bounds() -> None:
+    assert "inf" not in " ".join(_concluded(seeds=1).findings)
+
+
 def test_rates_that_both_arms_have_are_compared() -> None:
     both = replace(SMALL, plain_rates=(0.1, 0.3), share=0.25)
     results = []
@@ -131,7 +172,7 @@ def test_rates_that_both_arms_have_are_compared() -> None:
             name: [own] * 3 for name in ("loss range", "gradient change", "beta", "beta w2", "cosine")
         }
         values |= {"lowest": [1.0] * 3, "highest": [2.0] * 3, "walked": [0.0, 10.0, 20.0]}
-        values |= {"best": 0.8 if run.arm.endswith("0.3") else 0.9, "diverged": False}
+        values |= {"best": 0.8 if run.arm.endswith("0.3") else 0.9, "diverged": False} | _by_length(own)
         results.append(Result(run, values | baseline_of(0.1)))
     conclusion = both.conclude(results)
     assert conclusion.effects[0].interval.estimate == pytest.approx(0.5)  # each at its best rate

@@ -17,7 +17,7 @@ from batchnorm.study.apparatus.enlarging import (
     repeated,
     score,
 )
-from batchnorm.study.claims.super_resolution import CLAIM, SuperResolution
+from batchnorm.study.claims.super_resolution import CLAIM, SuperResolution, _beside, _helped
 from batchnorm.study.data.pictures import PICTURES, pictures
 from batchnorm.study.error import StudyError
 from study.helpers import run_here, wave
@@ -198,6 +198,20 @@ def _concluded(
 )
 def test_conclude_reaches_every_verdict(given: dict[str, float], verdict: Verdict) -> None:
     assert _concluded(**given).verdict is verdict  # type: ignore[arg-type]
+
+
+def test_what_a_shield_is_made_of_and_what_networks_without_skips_are_worth() -> None:
+    plain = " ".join(_concluded(noise=0.0).findings)
+    assert "worse than repeating" not in plain
+    assert "helped with skips" not in plain
+    poor = " ".join(_concluded(-0.3, 4.0, noise=0.0).findings)
+    assert "Without skips the network with batch norm is worse than repeating each pixel (29.00 dB" in poor
+    assert "Of the 4.30 dB" in poor
+    assert "0.30 are that it helped with skips" in poor
+    assert _beside(24.8, 24.1, 27.6)[0].startswith("Without skips both networks are worse")
+    # Where batch norm helps without skips too, only less, all of the difference is that.
+    assert "Of the 0.10 dB" in _helped(-0.3, -0.2)[0]
+    assert "0.10 are that" in _helped(-0.3, -0.2)[0]
 
 
 def test_what_decides_comes_first_and_what_is_said_is_measured() -> None:

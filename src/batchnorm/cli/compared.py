@@ -20,8 +20,9 @@ def show_comparison(first: Path, second: Path, folder: Path) -> None:
     """
     from ..files import write_whole  # noqa: PLC0415 - `batchnorm --help` should not wait for them
     from ..study.results.compare import compare  # noqa: PLC0415
-    from ..study.results.compare_page import apart, compare_page, verdicts  # noqa: PLC0415
+    from ..study.results.compare_page import apart, compare_page, overlap, verdicts  # noqa: PLC0415
     from ..study.results.kept import read  # noqa: PLC0415
+    from ..study.results.overview import told  # noqa: PLC0415
 
     comparison = compare(read(first), read(second))
     page = folder / _PAGE
@@ -29,13 +30,15 @@ def show_comparison(first: Path, second: Path, folder: Path) -> None:
     rows = [("claim", "verdict", "effect in A", "effect in B", "B against A", "intervals")]
     for change in comparison.changes:
         one, two = change.first.short[0], change.second.short[0]
-        told, overlap = "", ""
+        between, common = "", ""
         for pair in change.pairs[:1]:
-            one, two, told = str(pair.first), str(pair.second), apart(pair)
-            overlap = "overlap" if pair.overlap else "do not overlap"
-        rows.append((change.first.id, verdicts(change), one, two, told, overlap))
+            one, two, between, common = told(pair.first), told(pair.second), apart(pair), overlap(pair)
+        rows.append((change.first.id, verdicts(change), one, two, between, common))
     print(f"A: {comparison.first.path}\nB: {comparison.second.path}\n")
-    show_rows(rows)
+    if comparison.changes:
+        show_rows(rows)
+    else:
+        print("no claim is in both")
     for name, claims in zip("AB", comparison.only, strict=True):
         if claims:
             print(f"only in {name}: {', '.join(claim.id for claim in claims)}")

@@ -12,7 +12,8 @@ from rich.progress import Progress as Bars
 
 from ..study import Claim, Outcome, Plan, Progress, Run, StudyError
 from ..study.engine import MINIMUM_SEEDS
-from ..study.environment import Environment
+from ..study.environment import Environment, counted
+from ..study.results.overview import in_short
 from ..study.task import Crew
 from .table import show_rows
 
@@ -41,16 +42,18 @@ def show_plan(plan: Plan, data: str, workers: int | None) -> None:
     for experiment in plan.experiments:
         runs, kept = plan.counts(experiment)
         reused = f"{kept} kept" if kept else ""
-        rows.append((experiment.id, f"{runs} runs", reused, f"about {plan.seconds_left(experiment):.0f} core-seconds"))
+        cost = f"about {plan.seconds_left(experiment):.0f} core-seconds"
+        rows.append((experiment.id, counted(runs, "run"), reused, cost))
     show_rows(rows)
     print(f"data: {data}")
     if plan.kept:
-        print(f"{len(plan.kept)} of {len(plan.runs)} runs are kept from before, in {plan.store}")
+        print(f"{len(plan.kept)} of {counted(len(plan.runs), 'run')} are kept from before, in {plan.store}")
     minutes = sum(plan.seconds_left(experiment) for experiment in plan.experiments) / (workers or 1) / 60
     length = "nothing left to run" if len(plan.kept) == len(plan.runs) else f"about {max(minutes, 0.1):.1f} minutes"
-    crew = f"{workers} worker processes" if workers else "a Ray cluster, by one core"
+    crew = f"{workers} worker process{'es' * (workers != 1)}" if workers else "a Ray cluster, by one core"
     print(
-        f"{len(plan.seeds)} seeds, {crew}, {length} (budgets are for MNIST-5k and the study's own networks)", flush=True
+        f"{counted(len(plan.seeds), 'seed')}, {crew}, {length} (budgets are for MNIST-5k and the study's own networks)",
+        flush=True,
     )
     if len(plan.seeds) < MINIMUM_SEEDS:
         print(f"fewer than {MINIMUM_SEEDS} seeds: every verdict will be inconclusive", flush=True)
@@ -75,10 +78,10 @@ def show_verdicts(
 ) -> None:
     """The page's path, where the pictures are, and one row a verdict: the last lines of a study."""
     kept = f", {environment.kept} of them kept from before" if environment.kept else ""
-    print(f"\n{environment.runs} runs in {environment.seconds:.0f} s{kept}")
+    print(f"\n{counted(environment.runs, 'run')} in {environment.seconds:.0f} s{kept}")
     print(f"page: {page}")
     if pictures:
-        print(f"{len(pictures)} pictures: {pictures[0].parent}")
+        print(f"{counted(len(pictures), 'picture')}: {pictures[0].parent}")
     print()
     header = ("claim", "verdict", "effect", "of what")
     show_rows(
@@ -88,7 +91,7 @@ def show_verdicts(
                 (
                     outcome.claim.about.id,
                     outcome.conclusion.verdict.value,
-                    *outcome.effect,
+                    *in_short(outcome),
                 )
                 for outcome in outcomes
             ),

@@ -101,6 +101,8 @@ def carry_out(wishes: Wishes) -> Done:
         model=None if wishes.subject is None else wishes.subject.target,
         nodes=crew.nodes,
         ray=crew.ray,
+        images=load(source) if uses_images else None,
+        samples=source.samples,
     )
     outcomes = conclude(chosen, results, wishes.seeds)
     others = results[explanation.id] if explanation else []

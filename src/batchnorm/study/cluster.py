@@ -147,12 +147,18 @@ class _Driver:
     def _take(self, promise: Any) -> tuple[int, Result | None]:
         errors = self.ray.exceptions
         number, node = self.under_way.pop(promise)
-        self.free[node] += 1
+        if node in self.free:  # not where it went while another run was there
+            self.free[node] += 1
         task = self.tasks[number]
         try:
             outcome: Result | Failure = self.ray.get(promise)
         except (errors.RayTaskError, errors.RuntimeEnvSetupError) as error:
             raise StudyError(f"{task.run}: a Ray worker cannot do it: {_gist(error)}") from error
+        except errors.LocalRayletDiedError as error:
+            raise StudyError(
+                "The Ray process that connects the study with the cluster is gone.",
+                "the same command goes on from the runs that are finished, on any cluster or without one",
+            ) from error
         except errors.RayError as error:
             self._lose(number, node, error)
             return number, None
@@ -164,9 +170,12 @@ class _Driver:
 
     def _lose(self, number: int, node: str, error: BaseException) -> None:
         """A process died at a task, perhaps with its node and all others there: the task goes first of those left."""
-        alive = _alive(self.ray)
+        errors = self.ray.exceptions
+        alive = set(_alive(self.ray))
+        if isinstance(error, (errors.NodeDiedError, errors.TaskUnschedulableError)):
+            alive -= {node}  # the list of nodes may be older than the error
         self.free = {other: cores for other, cores in self.free.items() if other in alive}
-        if node in alive:
+        if node in self.free:
             self.deaths.add(number, error)
         self.waiting.appendleft(number)
 
@@ -338,12 +347,14 @@ def _answers(address: str) -> None:
     Raises:
         StudyError: If there is none.
     """
-    host, separator, port = address.removeprefix(_CLIENT).rpartition(":")
-    if address == "auto" or "RAY_USE_TLS" in os.environ:
+    where = _leads_to(address)
+    if where in ("auto", LOCAL) or "RAY_USE_TLS" in os.environ:
         return
+    told = f"--ray {address}" if where == address else f"--ray {address} ({where})"
+    host, separator, port = where.removeprefix(_CLIENT).rpartition(":")
     mend = "give the address that ray start --head printed, host:port (6379), or ray://host:port (10001) from outside"
     if not separator or not port.isdigit():
-        raise StudyError(f"--ray {address}: this is no address.", f"{mend}, or auto, or local")
+        raise StudyError(f"{told}: this is no address.", f"{mend}, or auto, or local")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS) as connection:
             # Ray's servers speak HTTP/2, in which each side begins with its settings, a frame of type 4.
@@ -351,6 +362,20 @@ def _answers(address: str) -> None:
             connection.settimeout(_ANSWER_SECONDS)
             greeting = connection.recv(9)
     except OSError as error:
-        raise StudyError(f"--ray {address}: nothing answers there: {error}", mend) from error
+        raise StudyError(f"{told}: nothing answers there: {error}", mend) from error
     if len(greeting) < 4 or greeting[3] != 4:
-        raise StudyError(f"--ray {address}: what answers there is not Ray.", mend)
+        raise StudyError(f"{told}: what answers there is not Ray.", mend)
+
+
+def _leads_to(address: str) -> str:
+    """The address that Ray takes for ``auto``: of a variable, a cluster on this machine, or the last one joined here.
+
+    It stays ``auto`` where there is none, which Ray says at once, or where this version of Ray has another way to it.
+    """
+    if address != "auto":
+        return address
+    with suppress(Exception):  # Ray's own matter, which may change
+        from ray._private.services import get_ray_address_from_environment  # noqa: PLC0415
+
+        return get_ray_address_from_environment(address, None) or address
+    return address

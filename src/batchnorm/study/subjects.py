@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from ..nn.frozen import Frozen
 from ..targets import TargetError, resolve
@@ -150,7 +150,7 @@ class Own(Subject):
             raise StudyError(
                 f"{self.target}: it returned {type(model).__name__}, not a torch.nn.Module.", "return the model itself"
             )
-        if any(isinstance(value, UninitializedTensorMixin) for value in model.state_dict(keep_vars=True).values()):
+        if any(is_lazy(value) for value in model.state_dict(keep_vars=True).values()):
             raise StudyError(
                 f"{self.target}: {type(model).__name__} has lazy layers, which have no sizes yet.",
                 "build them with their sizes, or pass one batch through the network before returning it",

@@ -14,6 +14,7 @@ __all__ = ["intervals"]
 
 _ROW, _TOP, _BOTTOM = 30, 6, 34  # pixels
 _FOOT = 26  # pixels of the line that says what the reference is
+_CLEAR = 4  # pixels between a name and the line below it
 _REFERENCE_WIDTH = 22
 _WIDTH = 38  # characters of a row's name in a line, on a telephone
 
@@ -28,6 +29,8 @@ def intervals(chart: Intervals) -> Drawing:
     height = sum(spaces) + _FOOT + LINE_HEIGHT * reference.count("<br>")
     traces: list[Drawing] = []
     annotations: list[Drawing] = []
+    # The reference is drawn beside the intervals alone: through the names, it would make them hard to read.
+    spans: list[tuple[float, float]] = []
     top = height
     for row, name, space in zip(chart.rows, names, spaces, strict=True):
         # Each row's name stands above its interval: beside it, it would take half of a telephone's width.
@@ -45,6 +48,7 @@ def intervals(chart: Intervals) -> Drawing:
             }
         )
         top -= space
+        spans.append((top, top + _ROW - _CLEAR))
         # An interval without end reaches the axis' end, and a row without a number has its name alone.
         low, high, estimate = axis.hold(row.low), axis.hold(row.high), axis.hold(row.estimate)
         if math.isnan(row.estimate):
@@ -83,21 +87,26 @@ def intervals(chart: Intervals) -> Drawing:
             "meta": {"color": 0},
         }
     )
-    line = {
-        "type": "line",
-        "x0": chart.reference,
-        "x1": chart.reference,
-        "y0": 0,
-        "y1": height,
-        "layer": "below",
-        "line": {"dash": "dot", "width": 1.5},
-    }
+    # Below the last interval it goes on to its own name.
+    spans[-1:] = [(0, spans[-1][1] if spans else height)]
+    lines = [
+        {
+            "type": "line",
+            "x0": chart.reference,
+            "x1": chart.reference,
+            "y0": low,
+            "y1": high,
+            "layer": "below",
+            "line": {"dash": "dot", "width": 1.5},
+        }
+        for low, high in spans
+    ]
     layout = {
         "height": round(height) + _TOP + _BOTTOM,
         "margin": {"l": 14, "r": 14, "t": _TOP, "b": _BOTTOM},
         "xaxis": axis.layout(),
         "yaxis": {"visible": False, "range": [0, height], "fixedrange": True},
         "annotations": annotations,
-        "shapes": [line],
+        "shapes": lines,
     }
     return {"data": traces, "layout": layout}

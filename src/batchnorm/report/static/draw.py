@@ -49,7 +49,8 @@ def draw(sheet: Sheet, drawing: Drawing, place: tuple[float, float, float], size
     )
     _frame(axes, layout, wide)
     for shape in layout.get("shapes", ()):
-        axes.axvline(shape["x0"], color=LIGHT[0], linewidth=1.5, linestyle=_DASHES["dot"], zorder=1)
+        ends = ([shape["x0"], shape["x1"]], [shape["y0"], shape["y1"]])
+        axes.plot(*ends, color=LIGHT[0], linewidth=1.5, linestyle=_DASHES["dot"], zorder=1)
     for level, trace in enumerate(drawing["data"]):
         _trace(axes, trace, 2 + level / 100)
     for note in layout["annotations"]:

@@ -33,15 +33,17 @@ class AtWeights:
         self._model, self._batch, self._seed = model, (images, labels), seed
 
     def weights(self) -> dict[str, Tensor]:
-        """A copy of the model's weights of now, by name, each once."""
-        return {name: weight.detach().clone() for name, weight in self._model.named_parameters()}
+        """A copy of the model's weights of now, by name, each once; those that are not trained are left out."""
+        return {
+            name: weight.detach().clone() for name, weight in self._model.named_parameters() if weight.requires_grad
+        }
 
     def gradient(
         self, weights: Mapping[str, Tensor], wanted: Sequence[str] | None = None
     ) -> tuple[float, dict[str, Tensor]]:
         """The mean cross-entropy at these weights, and its gradient by the wanted ones; by all if None.
 
-        A weight that the loss does not depend on has the gradient 0.
+        A weight that the loss does not depend on has the gradient 0. Weights that are not given are the model's own.
         """
         names = list(weights) if wanted is None else list(wanted)
         images, labels = self._batch

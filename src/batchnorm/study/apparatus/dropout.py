@@ -12,6 +12,7 @@ from torch.nn import functional
 from ...activation import IDENTITY
 from ...nn._base import is_batch_norm
 from ...surgery.kinds import activation_of
+from .arguments import with_input
 
 __all__ = ["PLACEMENTS", "places", "with_dropout"]
 
@@ -67,16 +68,21 @@ def with_dropout(model: nn.Module, placement: str, rate: float, images: Tensor) 
     if placement not in PLACEMENTS:
         raise ValueError(f"placement is one of {', '.join(PLACEMENTS)}, not {placement!r}")
 
-    def before(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        return functional.dropout(given[0], rate, module.training), *given[1:]
+    def before(
+        module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return with_input(given, named, lambda values: functional.dropout(values, rate, module.training))
 
-    def after(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+    def after(module: nn.Module, given: tuple[Any, ...], output: Any) -> Any:
+        # A class derived from a norm may give more than its values, which then come first.
+        if isinstance(output, tuple):
+            return functional.dropout(output[0], rate, module.training), *output[1:]
         return functional.dropout(output, rate, module.training)
 
     found = places(model, images)[placement]
     for module in found:
         if placement.startswith("before"):
-            module.register_forward_pre_hook(before)
+            module.register_forward_pre_hook(before, with_kwargs=True)
         else:
             module.register_forward_hook(after)
     return bool(found)

@@ -39,7 +39,8 @@ class Moved:
 def stages(model: nn.Module, images: Tensor) -> list[list[str]]:
     """Names of the parameters in the order in which the modules that hold them are first called, a list a module.
 
-    Parameters of a module that is never called itself, such as one whose weights its parent reads, are left out.
+    Parameters of a module that is never called itself, such as one whose weights its parent reads, are left out; so
+    are those that are not trained.
 
     Args:
         model: The network, which stays as it is.
@@ -63,7 +64,8 @@ def stages(model: nn.Module, images: Tensor) -> list[list[str]]:
     seen: set[str] = set()
     for module in called:
         # A weight that two modules share counts where it is used first.
-        own = [names[id(parameter)] for parameter in module._parameters.values() if parameter is not None]
+        parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
+        own = [names[id(parameter)] for parameter in parameters if parameter.requires_grad]
         new = [name for name in own if name not in seen]
         seen.update(new)
         if new:

@@ -22,8 +22,11 @@ class Walk:
         highest: The highest.
         gradient_change: The largest ‖g(θ) − g(θ − ηg)‖.
         beta: The largest ‖g(θ) − g(θ − ηg)‖/‖ηg‖.
-        weights: ‖w‖² of all weights of layers at θ, biases and a norm's gamma and beta left out.
+        weights: ‖w‖² of the weights of layers at θ that are trained, biases and a norm's gamma and beta left out.
         cosines: Of the angle between g(θ) and g(θ − ηg), by η; 0 where one of them is 0 or not finite.
+        losses: The loss at θ, and then by η.
+        changes: ‖g(θ) − g(θ − ηg)‖, by η.
+        betas: ‖g(θ) − g(θ − ηg)‖/‖ηg‖, by η.
     """
 
     lowest: float
@@ -32,6 +35,9 @@ class Walk:
     beta: float
     weights: float
     cosines: Sequence[float]
+    losses: Sequence[float]
+    changes: Sequence[float]
+    betas: Sequence[float]
 
 
 def walk_along(function: AtWeights, lengths: Sequence[float]) -> Walk:
@@ -53,7 +59,17 @@ def walk_along(function: AtWeights, lengths: Sequence[float]) -> Walk:
         betas.append(finite(change / (length * size)) if size else 0.0)
         cosines.append(_cosine(gradient, there))
     layers = {name: weight for name, weight in start.items() if weight.dim() > 1}
-    return Walk(min(losses), max(losses), max(changes), max(betas), finite(norm(layers) ** 2), cosines)
+    return Walk(
+        min(losses),
+        max(losses),
+        max(changes),
+        max(betas),
+        finite(norm(layers) ** 2),
+        cosines,
+        losses,
+        changes,
+        betas,
+    )
 
 
 def _cosine(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:

@@ -61,7 +61,8 @@ def _around(shape: Sequence[int], width: float) -> Tensor:
 class Drift:
     """How far the moments of what some modules give move during a training, on the same images.
 
-    Every so many updates it looks twice: before an update and after it.
+    Every so many updates it looks twice: before an update and after it. What is drawn behind those modules, as by
+    :class:`Noise`, differs from look to look; what else the network draws, as for dropout, is the same at each.
 
     Args:
         model: The network. It is looked at in training mode; its running statistics stay as they are.
@@ -86,16 +87,30 @@ class Drift:
 
     def _look(self) -> None:
         seen: dict[str, Tensor] = {}
+        other: list[Tensor] = []  # where the random numbers that are not being drawn now go on
+
+        def swapped(module: nn.Module, inputs: object) -> None:
+            now = torch.random.get_rng_state()
+            torch.random.set_rng_state(other.pop())
+            other.append(now)
 
         def noted(path: str) -> Callable[[nn.Module, Any, Tensor], None]:
-            return lambda module, inputs, output: seen.update({path: output.detach()})
+            def note(module: nn.Module, inputs: object, output: Tensor) -> None:
+                swapped(module, inputs)
+                seen[path] = output.detach()
+
+            return note
 
         # Hooks run in the order in which they were registered, so noise is in what these see.
-        handles = [self.model.get_submodule(path).register_forward_hook(noted(path)) for path in self.paths]
+        modules = [(path, self.model.get_submodule(path)) for path in self.paths]
+        handles = [module.register_forward_pre_hook(swapped) for _, module in modules]
+        handles += [module.register_forward_hook(noted(path)) for path, module in modules]
         kept = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(1 + len(self.moments))  # noise differs from look to look
+                torch.manual_seed(1 + len(self.moments))
+                other.append(torch.random.get_rng_state())
+                torch.manual_seed(0)
                 functional_call(self.model, kept, (self.images,))
         finally:
             for handle in handles:

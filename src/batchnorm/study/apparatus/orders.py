@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..arms import norms
 from ..error import StudyError
+from .arguments import input_of
 
 __all__ = ["ORDERS", "Neighbours", "neighbours", "ordered"]
 
@@ -66,7 +67,8 @@ def neighbours(model: nn.Module, images: Tensor) -> Neighbours:
         for path, module in (found | active).items():
             # The objects are kept: an id alone could be that of another tensor by then.
             hook = module.register_forward_hook(
-                lambda module, given, output, path=path: calls.append((path, given[0] if given else None, output))
+                lambda module, given, named, output, path=path: calls.append((path, input_of(given, named), output)),
+                with_kwargs=True,
             )
             hooks.callback(hook.remove)
         before = model.training

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...reference import moments, pooled_moments
 from ...reference.moments import Moments
 from ..arms import norms
+from .arguments import input_of
 
 __all__ = ["met"]
 
@@ -24,14 +25,14 @@ def met(model: nn.Module, images: Tensor) -> list[tuple[Any, Moments]]:
     """
     found: dict[int, tuple[nn.Module, Moments]] = {}
 
-    def watch(norm: nn.Module, given: tuple[Any, ...]) -> None:
-        own = moments(given[0].numpy())
+    def watch(norm: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        own = moments(input_of(given, named).detach().double().numpy())
         found[id(norm)] = norm, pooled_moments([found[id(norm)][1], own]) if id(norm) in found else own
 
     with ExitStack() as stack:
         for norm in norms(model).values():
             if norm.running_var is not None:
-                stack.callback(norm.register_forward_pre_hook(watch).remove)
+                stack.callback(norm.register_forward_pre_hook(watch, with_kwargs=True).remove)
         stack.callback(model.train, model.training)
         model.eval()
         for part in images.split(500):

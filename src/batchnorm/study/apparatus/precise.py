@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...population import NonfiniteError, recalibrate
+from ..arms import norms
 from ..training import accuracy
 
 __all__ = ["caught_up", "precise"]
@@ -28,8 +30,17 @@ def precise(model: nn.Module, images: Tensor, validation: tuple[Tensor, Tensor])
 
 @torch.no_grad()
 def caught_up(model: nn.Module, images: Tensor, size: int, validation: tuple[Tensor, Tensor]) -> float:
-    """Accuracy of a copy whose running averages have gone on over these images with the present weights."""
+    """Accuracy of a copy whose running averages are of these images alone, all batches alike, with the present weights.
+
+    Whatever their momentum: one pass at a small momentum would leave much of what was before.
+    """
     again = copy.deepcopy(model).train()
+    found: dict[str, Any] = {**norms(again)}
+    for norm in found.values():
+        # A momentum of 0 is how a network keeps its statistics; without a count there is no average of all batches.
+        if norm.momentum != 0 and norm.num_batches_tracked is not None:
+            norm.reset_running_stats()
+            norm.momentum = None
     # Dropout in it draws from the generator that the training itself goes on with.
     with torch.random.fork_rng(devices=[]):
         for start in range(0, len(images) - size + 1, size):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,8 +10,57 @@ from torch import Tensor, nn
 
 from ...functional import batch_renorm
 from ..arms import derive, norms
+from ..error import StudyError
 
-__all__ = ["InParts", "normalised_by", "renormalised_by"]
+__all__ = ["InParts", "check_rows", "normalised_by", "renormalised_by", "tried"]
+
+# Enough for two parts of two, as a layer of one value an image needs them.
+_FEW = 4
+
+
+def check_rows(model: nn.Module, images: Tensor) -> None:
+    """Refuses a network one of whose norms sees anything but one row an image.
+
+    Parts are counted in rows. Where an image is several of them, as patches or tokens are, rows of one image may lie
+    together or apart, which nobody but the network's author knows: its parts would not be of as many images as said.
+
+    Args:
+        model: Built for this; its statistics move.
+        images: Any of those that it will see.
+
+    Raises:
+        StudyError: If there is such a norm; it names the first.
+    """
+    images = images[:_FEW]
+    paths = {id(norm): path for path, norm in norms(model).items()}
+    wrong: dict[str, int] = {}
+
+    def count(norm: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+        rows = len(given[0] if given else named["input"])
+        if rows != len(images):
+            wrong.setdefault(paths[id(norm)], rows)
+
+    hooks = [norm.register_forward_pre_hook(count, with_kwargs=True) for norm in norms(model).values()]
+    tried(model, images)
+    for hook in hooks:
+        hook.remove()
+    for path, rows in wrong.items():
+        raise StudyError(
+            f"the norm {path} is given {rows} rows for {len(images)} images, so parts of a batch cannot be told in "
+            "images.",
+            "give norms one row an image, as (N, C, length), or leave this claim out",
+        )
+
+
+def tried(model: nn.Module, images: Tensor) -> None:
+    """Gives a model a few images in training mode, with torch's random numbers afterwards as they were.
+
+    Args:
+        model: Built for this; its statistics move.
+        images: Any of those that it will see.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model.train()(images[:_FEW])
 
 
 def normalised_by(model: nn.Module, size: int, batch: int) -> nn.Module:
@@ -20,10 +70,12 @@ def normalised_by(model: nn.Module, size: int, batch: int) -> nn.Module:
     weighs less the more there are. Otherwise those of small parts would also be the noisier ones.
 
     Args:
-        model: As :func:`batchnorm.study.arms.derive` takes it.
+        model: As :func:`batchnorm.study.arms.derive` takes it; its norms see a row an image (:func:`check_rows`).
         size: Images a part.
         batch: Images an update.
     """
+    if size == batch:
+        return derive(model, "batch")
     model = derive(model, "ghost", ghost_size=size)
     for norm in norms(model).values():
         if isinstance(norm.momentum, float):
@@ -38,7 +90,7 @@ def renormalised_by(model: nn.Module, size: int, steps: int) -> nn.Module:
     run on, to the whole after a quarter (d) and two fifths (r) of it. The paper counts in updates of a longer run.
 
     Args:
-        model: As :func:`batchnorm.study.arms.derive` takes it.
+        model: As :func:`batchnorm.study.arms.derive` takes it; its norms see a row an image (:func:`check_rows`).
         size: Images a part.
         steps: Updates of the run.
     """
@@ -59,7 +111,8 @@ class InParts(nn.Module):
     """Batch renorm over consecutive parts of a batch, in training; in evaluation mode the layer itself.
 
     All parts are corrected towards the running statistics as they were before the batch, which then move once, by the
-    mean over the parts: what devices do that take a part each and share their running statistics.
+    mean over the parts: what devices do that take a part each and share their running statistics. What a network reads
+    of its norm, such as the weight, is the layer's.
 
     Args:
         norm: A ``BatchRenorm1d``, ``2d`` or ``3d``.
@@ -70,6 +123,13 @@ class InParts(nn.Module):
         super().__init__()
         self.norm = norm
         self.size = size
+
+    def __getattr__(self, name: str) -> Any:
+        """The module's own, or else the layer's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("norm"), name)
 
     def forward(self, input: Tensor) -> Tensor:
         """Takes (N, C, …)."""

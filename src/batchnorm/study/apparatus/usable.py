@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
+import torch
 from torch import Tensor, nn
 
 from ..claim import Report
@@ -18,9 +18,9 @@ __all__ = ["WORST", "Found", "at_the_end", "largest", "learning_below", "search"
 #: What a loss that is larger, or no number, is kept as.
 WORST = 1e6
 
-_LAST = 20  # batches whose mean loss is a run's loss at its end
+_IMAGES = 1200  # training images that a run is judged on at its end, or all where there are fewer
 _SHARE = 0.1  # of the loss of guessing, how far below it a network is that has learnt something
-_ERRORS = 3.0  # standard errors of guessing, on the images of these batches, that it must be below it besides
+_ERRORS = 3.0  # standard errors of guessing, on these images, that it must be below it besides
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Found:
 
     Args:
         rates: Those tried, in order.
-        losses: The loss at the end of each.
+        losses: The loss at the end of each, in evaluation mode.
         largest: The largest usable one, or None where there is none.
     """
 
@@ -61,16 +61,18 @@ def search(
     """
     rates: list[float] = []
     losses: list[float] = []
-    # What decides are losses in training: the other parts are not looked at, but for an image that train() needs.
+    # Training images decide: the other parts are not looked at, but for an image that train() needs.
     blind = Split(parts.train, *((images[:1], labels[:1]) for images, labels in (parts.validation, parts.test)))
 
     def usable(place: int) -> bool:
         report(len(rates) / (1 + len(grid) / stride), f"rate {grid[place]:.3g}")
         recipe = Recipe(grid[place], steps=steps, every=steps)
-        history = train(build(), blind, recipe, seed=seed, report=lambda done, note: None)
+        model = build()
+        # Looked at once, after the last update: a run that is finite leaves the weights that it ended with.
+        history = train(model, blind, recipe, seed=seed, report=lambda done, note: None)
         rates.append(grid[place])
-        losses.append(at_the_end(history.losses, history.diverged))
-        return losses[-1] < learning_below(parts.train[1], recipe.batch_size)
+        losses.append(WORST if history.diverged else at_the_end(model, *parts.train))
+        return losses[-1] < learning_below(parts.train[1])
 
     place = largest(usable, len(grid), stride)
     return Found(rates, losses, None if place is None else grid[place])
@@ -97,21 +99,28 @@ def largest(usable: Callable[[int], bool], count: int, stride: int) -> int | Non
     return good
 
 
-def learning_below(labels: Tensor, batch_size: int) -> float:
+def learning_below(labels: Tensor) -> float:
     """The loss below which a network has learnt more than how frequent each class is.
 
     To know the frequencies alone gives the entropy of the labels. A network must be a tenth below it, and by three
-    standard errors of such guessing on the last batches, which matters where nearly all labels are of one class.
+    standard errors of such guessing on the images judged, which matters where nearly all labels are of one class.
     """
     shares = labels.bincount().double() / len(labels)
     surprise = [-math.log(share) for share in shares.tolist() if share > 0]
     weights = [share for share in shares.tolist() if share > 0]
     entropy = math.fsum(weight * value for weight, value in zip(weights, surprise, strict=True))
     spread = math.fsum(weight * (value - entropy) ** 2 for weight, value in zip(weights, surprise, strict=True))
-    return entropy - max(_SHARE * entropy, _ERRORS * math.sqrt(spread / (_LAST * batch_size)))
+    return entropy - max(_SHARE * entropy, _ERRORS * math.sqrt(spread / min(_IMAGES, len(labels))))
 
 
-def at_the_end(losses: Sequence[float], diverged: bool) -> float:
-    """Mean loss of a run's last batches, at most :data:`WORST`; that where it stopped being finite."""
-    mean = math.inf if diverged else fmean(losses[-_LAST:])
+@torch.no_grad()
+def at_the_end(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Mean loss of a trained network on the first images, in evaluation mode; :data:`WORST` where it is not finite.
+
+    In training mode batch norm has the statistics of the batch it is judged on, which flatters it at large rates.
+    """
+    model.eval()
+    judged, wanted = images[:_IMAGES], labels[:_IMAGES]
+    outputs = torch.cat([model(judged[place : place + 500]) for place in range(0, len(judged), 500)])
+    mean = nn.functional.cross_entropy(outputs, wanted).item()
     return min(mean, WORST) if math.isfinite(mean) else WORST

@@ -67,9 +67,9 @@ class CovariateShift(SubjectClaim):
         statement=(
             "Batch norm was introduced to reduce internal covariate shift: that an update of the layers before a layer "
             "changes what this layer is to learn. Measured as how far that layer's gradient moves by such an update, "
-            "in proportion to the gradient, batch norm does not lower it, each network at the learning rate that is "
-            "best for it. This is one network on one set of images: it can show that the shift is not always lowered, "
-            "and not how often."
+            "in proportion to the gradient, batch norm does not lower it by a tenth or more, each network at the "
+            "learning rate that is best for it. This is one network on one set of images: it can show that the shift "
+            "is not always lowered, and not how often."
         ),
         formula=(
             r"\text{shift}_i = \frac{\lVert G_i - G_i' \rVert}{\lVert G_i \rVert} \qquad "
@@ -164,15 +164,24 @@ class CovariateShift(SubjectClaim):
         grids = self._grids()
         best = tuned(results, grids)
         norm, plain = best["norm"], best["plain"]
+        missing = lacking(best, {arm: f"a network {word}" for arm, word in _WORDS.items()}, self.share)
+        if any(result.values["diverged"] for arm in best.values() for result in arm.values()):
+            # What such a run measured, if anything, is no shift of a training: a ratio of it would be invented.
+            reason = missing.removeprefix(" But ")
+            return Conclusion(
+                Verdict.INCONCLUSIVE,
+                f"{reason[:1].upper()}{reason[1:]} Where every rate stopped being finite there is no shift to compare.",
+                [],
+                findings=[chosen(best, grids, _WORDS)],
+            )
         spans: dict[str, Interval] = {}
         verdicts: dict[str, Verdict] = {}
         for what in ("relative", "absolute"):
             logs, spans[what] = ratio(norm, plain, partial(_level, what=what))
             verdicts[what] = self._verdict(logs)
         cosine = paired(
-            *([_mean(result.numbers("cosine by layer")) for result in arm.values()] for arm in (norm, plain))
+            *([fmean(result.numbers("cosine by layer")) for result in arm.values()] for arm in (norm, plain))
         )
-        missing = lacking(best, {arm: f"a network {word}" for arm, word in _WORDS.items()}, self.share)
         verdict = Verdict.INCONCLUSIVE if missing else verdicts["relative"]
         at_rate = {
             rate: {what: ratio(arms["norm"], arms["plain"], partial(_level, what=what))[1] for what in spans}
@@ -197,7 +206,7 @@ class CovariateShift(SubjectClaim):
         )
         layers = self._layers(norm, plain)
         charts: list[Figure] = [
-            self._by_layer(best, verdicts["relative"]),
+            self._by_layer(best, verdict),
             self._by_update(best),
             self._ratios(spans, at_rate, layers),
         ]
@@ -222,7 +231,7 @@ class CovariateShift(SubjectClaim):
         layers: Sequence[tuple[Verdict, Interval]],
     ) -> list[str]:
         means = [
-            fmean(_mean(result.numbers("cosine by layer")) for result in best[arm].values())
+            fmean(fmean(result.numbers("cosine by layer")) for result in best[arm].values())
             for arm in ("norm", "plain")
         ]
         counts = [
@@ -230,8 +239,9 @@ class CovariateShift(SubjectClaim):
         ]
         found = [
             chosen(best, self._grids(), _WORDS),
-            f"By the same rule layer by layer, the shift in proportion is not lower in {counts[0]} of {len(layers)} "
-            f"layers and lower in {counts[1]}; in {len(layers) - sum(counts)} it is open.",
+            f"By the same rule layer by layer, the shift in proportion is lower by less than a tenth, or not at all, "
+            f"in {counts[0]} of {len(layers)} layers, and lower by more in {counts[1]}; in "
+            f"{len(layers) - sum(counts)} it is open.",
             f"The cosine of G and G′, averaged over layers and updates, is {means[0]:.3f} with batch norm and "
             f"{means[1]:.3f} without, a difference of {_signed(cosine.estimate)} ({_signed(cosine.low)} to "
             f"{_signed(cosine.high)}); 1 is no shift.",
@@ -262,8 +272,8 @@ class CovariateShift(SubjectClaim):
                 Curves(title, "layer with weights", title, lines, log_y=logarithmic, x_ticks=list(lines[0].x))
             )
         title = {
-            Verdict.REPRODUCED: "Batch norm does not lower the shift in proportion to the gradient",
-            Verdict.NOT_REPRODUCED: "Batch norm lowers the shift in proportion to the gradient",
+            Verdict.REPRODUCED: "Batch norm does not lower the shift in proportion to the gradient by a tenth",
+            Verdict.NOT_REPRODUCED: "Batch norm lowers the shift in proportion to the gradient by more than a tenth",
             Verdict.INCONCLUSIVE: "The shift of each layer, with and without batch norm",
         }[verdict]
         return Panels(
@@ -324,11 +334,6 @@ def _log(value: float) -> float:
     return math.log(max(value, _LEAST))
 
 
-def _mean(values: Sequence[float]) -> float:
-    # A run that stopped being finite at once has measured nothing.
-    return fmean(values) if values else 0.0
-
-
 def _by_layer(result: Result) -> list[float]:
     return result.numbers("relative by layer")
 
@@ -339,7 +344,7 @@ def _geometric(found: Sequence[Moved], what: str) -> float:
 
 def _level(result: Result, what: str) -> float:
     """The logarithm of the geometric mean over layers and updates."""
-    return _mean([_log(value) for value in result.numbers(f"{what} by layer")])
+    return fmean([_log(value) for value in result.numbers(f"{what} by layer")])
 
 
 def _of_layer(result: Result, layer: int) -> float:
@@ -379,7 +384,7 @@ def _times(span: Interval) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+    return f"{value:+.3f}".replace("-", "−").replace("inf", "∞")
 
 
 CLAIM = CovariateShift()

@@ -319,13 +319,14 @@ class DropoutShift(SubjectClaim):
             "many steps."
         )
         before = [name for name in arms if name.startswith("before norm")]
+        several = max(len(result.numbers("by layer")) for result in arms[highest[0]].values()) > 1
         formula = ", ".join(
             f"{_mean(arms[name], 'first layer over formula'):.2f} at {name.split()[-1]}" for name in before
         )
         found.append(
-            "In the first batch norm layer, with dropout of ours directly before it and nowhere earlier, the learned "
-            f"variance is this share of the formula's, with each channel's own mean: {formula}."
-            + (_DEEPER if main.low > 1 else "")
+            f"In the {'first' if several else 'only'} batch norm layer, with dropout of ours directly before it and "
+            "nowhere earlier, the learned variance is this share of the formula's, with each channel's own mean: "
+            f"{formula}." + (_DEEPER if several and main.low > 1 else "")
         )
         without = interval([math.log(result.number("shift")) for result in arms[_NONE].values()]).exponential()
         found.append(

@@ -49,7 +49,8 @@ def unscaled(model: nn.Module, images: Tensor) -> list[str]:
     """Names of the weights whose scale batch norm takes out: doubled, they leave the outputs in training as they are.
 
     Found by trying, since where a norm stands in a network of the user's cannot be read off the order of its modules.
-    The model's running statistics change.
+    While a last layer or a γ is all zero, as some begin, nothing before it moves the outputs: for the trial it is drawn
+    at random. A weight that the outputs do not depend on is none of them. The model's running statistics change.
     """
 
     def outputs() -> Tensor:
@@ -58,14 +59,36 @@ def unscaled(model: nn.Module, images: Tensor) -> list[str]:
             out: Tensor = model.train()(images)
             return out
 
+    def drawn(weight: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            return torch.randn_like(weight) / (weight[0].numel() ** 0.5 if weight.dim() > 1 else 1.0)
+
+    # What is added, β or a bias, holds no output still, and is as it begins: a bias before a ReLU changes the answer.
+    silent = [
+        weight
+        for name, weight in model.named_parameters()
+        if name.rpartition(".")[2] != "bias" and not bool(weight.any())
+    ]
+    for weight in silent:
+        weight.data = drawn(weight.data)
     usual, names = outputs(), []
+
+    def same() -> bool:
+        return float((outputs() - usual).norm()) <= _SAME * float(usual.norm())
+
     for name, weight in model.named_parameters():
         if weight.dim() < 2:  # γ, β and biases
             continue
-        weight.data *= 2
-        if float((outputs() - usual).norm()) <= _SAME * float(usual.norm()):
-            names.append(name)
-        weight.data /= 2
+        before = weight.data
+        weight.data = 2 * before
+        if same():
+            weight.data = drawn(before)
+            if not same():
+                names.append(name)
+        weight.data = before
+    for weight in silent:
+        weight.data = torch.zeros_like(weight.data)
     return names
 
 
@@ -116,7 +139,9 @@ class Initialisation(SubjectClaim):
         setup=(
             "The initial weights are multiplied by 0.001, 0.01, 0.1, 1 or 10: all those whose scale batch norm takes "
             "out, which doubled leave the outputs of the network with batch norm in training the same to 1% (in the "
-            "study's own, the convolutions' weights, and not those of the last layer). The same ones are multiplied "
+            "study's own, the convolutions' weights, and not those of the last layer). For this trial alone a weight "
+            "or a γ that begins as zero is drawn at random, and a weight counts only if the outputs depend on it; both "
+            "came after a first study and change nothing in the study's own network. The same ones are multiplied "
             "where batch norm is left out; of a norm only its shift stays there. SGD with momentum 0.9, batches of "
             "60, 200 steps, the learning rate falling in a straight line to 0. Each arm is searched over the rates "
             "0.03, 0.1, 0.3 and 1 at scale 1: in each seed, the rate with the best validation accuracy. It is "

@@ -1,4 +1,4 @@
-"""Why deep residual networks train with batch norm: at the start it makes every block nearly the identity."""
+"""Batch norm makes every block of a residual network nearly the identity at first, and that is enough to train it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ResidualIdentity(Claim):
     about: ClassVar[About] = About(
         id="residual-identity",
         topic=Topic.DOES,
-        title="Batch norm lets deep residual networks start near the identity, and that is what makes them trainable",
+        title="Batch norm starts deep residual networks near the identity, and starting there is enough to train them",
         statement=(
             "A residual block adds a branch to a skip. With batch norm the branch's output has the same variance in "
             "every block, while the skip holds the sum of all branches before it: at the start block ℓ adds 1/ℓ of "
@@ -98,10 +98,11 @@ class ResidualIdentity(Claim):
             "blocks, depth 16, 32 and 64: SGD with momentum 0.9, batches of 60, 250 steps, the rate falling in a "
             "straight line to 0. Each is searched over rates of its own in every seed, on validation accuracy: batch "
             "norm over 0.03, 0.1, 0.3 and 1, SkipInit over 0.01, 0.03, 0.1 and 0.3, the plain network over 13 rates "
-            "from 10⁻⁷ to 0.1. Split and batch order are those of the seed. The test split is used once a run, with "
-            "the weights that were best on the validation split; a network that is worse than guessing, as one that "
-            "diverged at once, counts as guessing. A pilot (seeds 100 to 102) chose the rates and the widths: with 64 "
-            "units single blocks of the plain network are off by chance so much that the slope is of no use."
+            "from 10⁻⁷ to 0.1. Split and batch order are those of the seed. The test split plays no part in any "
+            "choice: it is used once a run, with the weights that were best on the validation split; a network that is "
+            "worse than guessing, as one that diverged at once, counts as guessing. A pilot (seeds 100 to 102) chose "
+            "the rates and the widths: with 64 units single blocks of the plain network are off by chance so much that "
+            "the slope is of no use."
         ),
         metric="fitted power of ℓ in Var(branch)/Var(skip); test accuracy at depth 64, each at its best rate",
         direction="−1 with batch norm and 0 without; batch norm and SkipInit above the plain network",

@@ -110,6 +110,11 @@ class Comparison:
     only: tuple[Sequence[KeptClaim], Sequence[KeptClaim]]
     circumstances: Sequence[tuple[str, str, str]]
 
+    @property
+    def stated(self) -> set[str]:
+        """What both state of what they ran on: a file of an older version states less."""
+        return {*self.first.environment} & {*self.second.environment}
+
 
 def compare(first: KeptStudy, second: KeptStudy) -> Comparison:
     """Compares two studies."""
@@ -139,6 +144,8 @@ def _change(first: KeptClaim, second: KeptClaim) -> Change:
 
 # What a study notes of itself and what is no circumstance of its numbers.
 _ASIDE = ("seconds", "runs", "kept", "date", "workers")
+_NAMES = {"samples": "images a seed, at most", "image_size": "height and width of the images", "fingerprint": "images"}
+_DIGITS = 12  # of a fingerprint: as many tell two apart
 
 
 def _circumstances(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -153,9 +160,11 @@ def _flat(environment: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, dict):
             found |= {f"{name}: {part}": str(number) for part, number in value.items()}
         elif isinstance(value, list):
-            found[name] = ", ".join(map(str, value))
+            found[_NAMES.get(name, name)] = ", ".join(map(str, value))
+        elif name == "fingerprint" and isinstance(value, str):
+            found[_NAMES[name]] = f"fingerprint {value[:_DIGITS]}"
         elif name not in _ASIDE:
-            found[name] = "none" if value is None else str(value)
+            found[_NAMES.get(name, name)] = "none" if value is None else str(value)
     return found
 
 
@@ -175,7 +184,7 @@ def _fields(settings: str) -> dict[str, str]:
     """A dataclass's fields from how it writes itself; as a whole where that is something else."""
     try:
         call = ast.parse(settings, mode="eval").body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {"settings": settings}
     if not isinstance(call, ast.Call) or any(each.arg is None for each in call.keywords):
         return {"settings": settings}

@@ -8,11 +8,15 @@ from collections.abc import Iterator, Sequence
 from ...report import Block, Counts, Formula, Heading, Section, Table, render, spoken
 from .compare import Change, Comparison, Pair
 from .kept import KeptStudy
-from .overview import TONES
+from .overview import TONES, told
 
-__all__ = ["apart", "compare_page", "verdicts"]
+__all__ = ["apart", "compare_page", "overlap", "verdicts"]
 
 _NAMES = ("A", "B")
+_NOT_STATED = (
+    "Not both state the number of images that a seed uses, their size and a fingerprint of them: whether the images "
+    "are the same is not known."
+)
 
 
 def compare_page(comparison: Comparison) -> str:
@@ -53,16 +57,19 @@ def _badge(change: Change) -> tuple[str, str]:
 
 def _verdicts(comparison: Comparison) -> Iterator[Block]:
     changes = comparison.changes
+    if not changes:
+        yield "The two studies have no claim in common."
+        return
     changed = sum(change.changed for change in changes)
-    yield Counts([(changed, f"verdict{'s' * (changed != 1)} changed", "open"), (len(changes) - changed, "stayed", "")])
-    if changes:
-        yield Table(
-            ("claim", "verdict", "A", "B"),
-            [(each.first.title, verdicts(each), each.first.short[0], each.second.short[0]) for each in changes],
-            [TONES[each.second.verdict] for each in changes],
-            [each.first.id for each in changes],
-            "The verdicts",
-        )
+    words = f"verdict{'s' * (changed != 1)} changed"
+    yield Counts([(changed, words, "open" if changed else ""), (len(changes) - changed, "stayed", "")])
+    yield Table(
+        ("claim", "verdict", "A", "B"),
+        [(each.first.title, verdicts(each), each.first.short[0], each.second.short[0]) for each in changes],
+        [TONES[each.second.verdict] for each in changes],
+        [each.first.id for each in changes],
+        "The verdicts",
+    )
     yield Heading("How to read the differences")
     yield (
         "Each effect's standard error follows from its 95% interval: half its width, divided by Student's t for its "
@@ -83,10 +90,10 @@ def _effects(change: Change) -> Sequence[Block]:
         rows = [
             (
                 pair.first.name,
-                str(pair.first),
-                str(pair.second),
+                told(pair.first),
+                told(pair.second),
                 apart(pair),
-                "overlap" if pair.overlap else "do not overlap",
+                overlap(pair),
             )
             for pair in change.pairs
         ]
@@ -95,6 +102,13 @@ def _effects(change: Change) -> Sequence[Block]:
     for name, claim in zip(_NAMES, (change.first, change.second), strict=True):
         blocks.append((f"{name}: why {claim.verdict.value}", claim.reason))
     return blocks
+
+
+def overlap(pair: Pair) -> str:
+    """Whether the two intervals overlap, in words; a dash where one of the effects is none."""
+    if math.isnan(pair.first.interval.estimate) or math.isnan(pair.second.interval.estimate):
+        return "–"
+    return "overlap" if pair.overlap else "do not overlap"
 
 
 def apart(pair: Pair) -> str:
@@ -122,7 +136,17 @@ def _only(comparison: Comparison) -> Iterator[Section]:
 
 def _circumstances(comparison: Comparison) -> Iterator[Block]:
     if not comparison.circumstances:
-        yield "Nothing that both state: the same versions, processor, data, seeds and settings."
+        same: list[str] = [name for name in ("versions", "processor", "seeds") if name in comparison.stated]
+        same += ["images"] * ("fingerprint" in comparison.stated) + ["settings"] * bool(comparison.changes)
+        yield f"Nothing that both state{': the same ' if same else ''}{_listed(same)}."
+        if "fingerprint" not in comparison.stated:
+            yield _NOT_STATED
         return
     yield Table(("what", "A", "B"), comparison.circumstances)
     yield "What only one of the two states is left out."
+    if "fingerprint" not in comparison.stated:
+        yield _NOT_STATED
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -20,6 +20,7 @@ from ..error import StudyError
 from ..registry import registered
 from ..statistics import Interval
 from .export import FORMAT
+from .overview import told
 
 __all__ = ["RESULTS", "KeptClaim", "KeptStudy", "outcomes", "read"]
 
@@ -84,6 +85,8 @@ def read(path: Path) -> KeptStudy:
         raise StudyError(f"{file}: {error.strerror or error}.", _MEND) from error
     except ValueError as error:
         raise StudyError(f"{file} is not JSON: {error}.", _MEND) from error
+    except RecursionError as error:
+        raise StudyError(f"{file} holds no study: it is nested too deeply.", _MEND) from error
     if not isinstance(plain, dict) or not {"environment", "claims"} <= plain.keys():
         raise StudyError(f"{file} holds no study: it has no 'environment' and 'claims'.", _MEND)
     version = plain.get("format", 1)
@@ -94,7 +97,7 @@ def read(path: Path) -> KeptStudy:
     try:
         claims = {name: _claim(name, each) for name, each in plain["claims"].items()}
         return KeptStudy(file, dict(plain["environment"]), claims, plain)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, AttributeError) as error:
         raise StudyError(
             f"{file}: it cannot be read as a study ({type(error).__name__}: {error}).", "run the study again"
         ) from error
@@ -102,8 +105,10 @@ def read(path: Path) -> KeptStudy:
 
 def _claim(name: str, kept: Mapping[str, Any]) -> KeptClaim:
     effects = tuple(map(_effect, kept["effects"]))
-    first = (str(effects[0]), effects[0].name) if effects else ("none", str(kept["reason"]))
+    first = (told(effects[0]), effects[0].name) if effects else ("none", str(kept["reason"]))
     effect, what = kept.get("in short", first)
+    # Files of before said of an effect that is none that it is "no number".
+    effect = first[0] if effects and effect == str(effects[0]) else effect
     return KeptClaim(
         name,
         str(kept["title"]),

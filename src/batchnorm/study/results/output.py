@@ -9,8 +9,8 @@ from ...report import Block, Code, Formula, Heading, Link, Section, Table, rende
 from ..claim import TIERS, Conclusion, SubjectClaim
 from ..data.source import Source
 from ..engine import Outcome
-from ..environment import Environment
-from .overview import OVERVIEW, TONES, overview
+from ..environment import Environment, counted
+from .overview import OVERVIEW, TONES, overview, told
 
 __all__ = ["page"]
 
@@ -19,6 +19,8 @@ _VERDICTS = (
     "what would count for it and what against it. Reproduced: the measurements show what it says. Not reproduced: they "
     "show that it, or a part of it, does not hold here. Inconclusive: they do not decide."
 )
+
+_CALCULATION = "an identity, a theorem or a formula that is checked on numbers"
 
 
 def page(outcomes: Sequence[Outcome], environment: Environment, explanation: Section | None = None) -> str:
@@ -66,18 +68,19 @@ def _claims(count: int) -> str:
 def _reading(outcomes: Sequence[Outcome], environment: Environment) -> Iterator[Block]:
     yield _VERDICTS
     calculations = sum(outcome.claim.about.calculation for outcome in outcomes)
-    if calculations:
+    if calculations == len(outcomes):
+        yield f"{'It is a calculation' if calculations == 1 else 'Each is a calculation'}: {_CALCULATION}."
+    elif calculations:
         yield (
             f"Of {_claims(len(outcomes)).lower()} {'one is' if calculations == 1 else f'{calculations} are each'} a "
-            "calculation: an identity, a theorem or a formula that is checked on numbers. Nothing guarantees how the "
-            "others come out."
+            f"calculation: {_CALCULATION}. Nothing guarantees how the "
+            f"{'other comes' if len(outcomes) - calculations == 1 else 'others come'} out."
         )
-    seeds = len(environment.seeds)
     yield (
         f"Everything random is decided by a seed, a number: which images are for training, the first weights, the "
-        f"order of the batches. An effect is the mean over {seeds} seed{'s' * (seeds != 1)}, a geometric mean where "
-        "it is a ratio (×). Where two networks are compared, they share all that the seed decides, and the mean is "
-        "of their differences."
+        f"order of the batches. An effect is the mean over {counted(len(environment.seeds), 'seed')}, a geometric mean "
+        "where it is a ratio (×). Where two networks are compared, they share all that the seed decides, and the mean "
+        "is of their differences."
     )
     count = sum(len(outcome.conclusion.effects) for outcome in outcomes)
     yield (
@@ -112,7 +115,7 @@ def _section(outcome: Outcome) -> Section:
         Heading("The paper's number"),
         about.paper or "No number of the paper was checked, so none is shown.",
         ("source", about.source),
-        ("cost here", f"{len(outcome.results)} runs, {_spent(seconds)} of one processor core"),
+        ("cost here", f"{counted(len(outcome.results), 'run')}, {_spent(seconds)} of one processor core"),
         Link("↑ Back to the overview", OVERVIEW),
     ]
     return Section(about.title, about.id, conclusion.verdict.value, TONES[conclusion.verdict], blocks)
@@ -123,7 +126,7 @@ def _spent(seconds: float) -> str:
 
 
 def _effects(conclusion: Conclusion) -> Table:
-    rows = [(effect.name, str(effect), effect.note) for effect in conclusion.effects]
+    rows = [(effect.name, told(effect), effect.note) for effect in conclusion.effects]
     if any(note for _, _, note in rows):
         return Table(("effect", "estimate", "note"), rows)
     return Table(("effect", "estimate"), [row[:2] for row in rows])
