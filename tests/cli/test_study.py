@@ -62,7 +62,13 @@ def test_a_network_of_the_users_is_for_the_claims_that_can_be_put_to_one(tmp_pat
     assert "eps-placement: not about a network that one could give (--model). Mend: name some of" in done.stderr
     done = _run("study", "placement", "--model", "study.own_networks:nothing", "--data", "digits", "--out", out)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "placement: study.own_networks:nothing" in done.stderr
+    assert "study.own_networks has no nothing" in done.stderr
+
+
+def test_a_comparison_runs_nothing_and_refuses_what_would(tmp_path: Path) -> None:
+    done = _run("study", "eps-placement", "--compare", str(tmp_path), str(tmp_path), "--ray", "local")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--compare runs nothing, and takes all of both studies. Mend: leave out eps-placement --ray" in done.stderr
 
 
 def test_an_option_that_could_have_no_effect_is_refused(tmp_path: Path) -> None:

@@ -134,6 +134,7 @@ def largest(itemsize: int) -> int:
     return min(tiles.TILES[kernel][itemsize].values for kernel in ("whole_forward", "whole_backward"))
 
 
+@pytest.mark.slow
 def test_what_stays_on_the_chip(tmp_path: Path) -> None:
     """Channels that just fit into the table's largest tiles, with all that there is to keep, spill nothing either."""
     cases: list[dict[str, Any]] = [

@@ -161,7 +161,9 @@ def exported(model: nn.Module, x: torch.Tensor) -> tuple[Counter[str], torch.Ten
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("build", [resnet, unet, levit, plain], ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    "build", [resnet, unet, pytest.param(levit, marks=pytest.mark.slow), plain], ids=lambda build: build.__name__
+)
 def test_onnx_without_a_norm(build):
     x = example(build.__name__)
     model = calibrated(build(), x, example(build.__name__))
