@@ -68,7 +68,7 @@ def test_a_network_of_the_users_is_for_the_claims_that_can_be_put_to_one(tmp_pat
 def test_a_comparison_runs_nothing_and_refuses_what_would(tmp_path: Path) -> None:
     done = _run("study", "eps-placement", "--compare", str(tmp_path), str(tmp_path), "--ray", "local")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--compare runs nothing, and takes all of both studies. Mend: leave out eps-placement --ray" in done.stderr
+    assert "--compare runs nothing and takes all of both studies. Mend: leave out eps-placement --ray" in done.stderr
 
 
 def test_an_option_that_could_have_no_effect_is_refused(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_study_away_from_a_terminal_ends_with_the_page_and_the_verdicts(tmp_pa
     assert "\x1b" not in done.stdout
     lines = done.stdout.splitlines()
     runs = len(registered()["eps-placement"].plan([0], Source("digits")))
-    assert lines[0].split()[:3] == ["eps-placement", str(runs), "runs"]
+    assert lines[0].split()[:3] == ["eps-placement", str(runs), "run" if runs == 1 else "runs"]
     assert "core-seconds" in lines[0]
     assert sum(line.startswith("[") for line in lines) == runs
     page, _, header, verdict = lines[-4:]
