@@ -116,7 +116,7 @@ def test_a_study_away_from_a_terminal_ends_with_the_page_and_the_verdicts(tmp_pa
     table = (tmp_path / "out" / "runs.csv").read_bytes()
     again = _run(*command, "--seeds", "1")
     assert again.returncode == 0, again.stderr
-    assert f"{runs} of {runs} runs are kept from before" in again.stdout
+    assert f"{tmp_path / 'out' / 'runs'}: {runs} of {runs} run" in again.stdout
     assert not [line for line in again.stdout.splitlines() if line.startswith("[")]
     assert (tmp_path / "out" / "runs.csv").read_bytes() == table
     fresh = _run(*command, "--seeds", "1", "--fresh")

@@ -47,7 +47,7 @@ def show_plan(plan: Plan, data: str, workers: int | None) -> None:
     show_rows(rows)
     print(f"data: {data}")
     if plan.kept:
-        print(f"{len(plan.kept)} of {counted(len(plan.runs), 'run')} are kept from before, in {plan.store}")
+        print(f"kept from before, in {plan.store}: {len(plan.kept)} of {counted(len(plan.runs), 'run')}")
     minutes = sum(plan.seconds_left(experiment) for experiment in plan.experiments) / (workers or 1) / 60
     length = "nothing left to run" if len(plan.kept) == len(plan.runs) else f"about {max(minutes, 0.1):.1f} minutes"
     crew = f"{workers} worker process{'es' * (workers != 1)}" if workers else "a Ray cluster, by one core"
