@@ -19,7 +19,6 @@ from batchnorm.study.data import default, load
 from batchnorm.study.engine import MINIMUM_SEEDS
 from batchnorm.study.environment import counted
 from batchnorm.study.results import kept
-from batchnorm.study.results.overview import told
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -108,7 +107,7 @@ def effects(claim: kept.KeptClaim) -> Iterator[str]:
     yield f"|---|---|{'---|' * notes}"
     for effect in claim.effects:
         note = f" {text(effect.note)} |" if notes else ""
-        yield f"| {text(effect.name)} | {text(told(effect))} |{note}"
+        yield f"| {text(effect.name)} | {text(str(effect))} |{note}"
 
 
 def found(claim: Claim, result: kept.KeptClaim | None, study: kept.KeptStudy | None) -> Iterator[str]:
@@ -233,7 +232,7 @@ def story(old: str, study: kept.KeptStudy | None) -> str:
         if result is not None:
             effect, what = map(text, result.short)
             words = f"{result.verdict.value}. {what}: {effect}."
-            if result.short[0] != (told(result.effects[0]) if result.effects else ""):
+            if result.short[0] != (str(result.effects[0]) if result.effects else ""):
                 # Said in words, not as a number of that name: what it is comes first.
                 words = f"{result.verdict.value}. {effect[:1].upper()}{effect[1:]}: {what}."
         return f"{mark[1]}> **[{text(claim.about.title)}](claims/{claim.id}.md)**: {words}\n{mark[3]}"

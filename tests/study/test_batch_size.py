@@ -15,7 +15,7 @@ from batchnorm.study.apparatus.last_weights import to_the_end
 from batchnorm.study.apparatus.small_parts import InParts, check_rows, normalised_by, renormalised_by, tried
 from batchnorm.study.arms import derive, norms
 from batchnorm.study.claim import SubjectClaim
-from batchnorm.study.claims.batch_size import BatchSize, _told
+from batchnorm.study.claims.batch_size import BatchSize
 from batchnorm.study.claims.ghost import Ghost
 from batchnorm.study.claims.renorm import Renorm
 from batchnorm.study.data import split
@@ -211,7 +211,7 @@ def test_over_the_whole_batch_it_is_plain_batch_norm() -> None:
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert _told(interval([1.5])) == "+1.50 (−∞ to +∞)"
+    assert interval([1.5]).signed() == "+1.50 (−∞ to +∞)"
 
 
 def test_running_statistics_look_back_over_as_many_images_at_every_size() -> None:

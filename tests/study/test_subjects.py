@@ -9,7 +9,7 @@ from batchnorm.study import Dense, Own, Run, Stack, StudyError, registered
 from batchnorm.study.claims.dropout_shift import DropoutShift
 from batchnorm.study.claims.placement import Placement
 from batchnorm.study.data import Split, split
-from batchnorm.study.engine import fitting, prepare
+from batchnorm.study.engine import prepare
 from batchnorm.study.fingerprint import _built, ingredients
 from batchnorm.study.subjects import check
 from study.helpers import DIGITS, run_here
@@ -71,9 +71,14 @@ def test_a_claim_refuses_what_only_it_cannot_take() -> None:
 
 def test_a_claim_that_a_network_cannot_take_is_no_loss_of_the_others() -> None:
     claims = [claim.on(Own("study.own_networks:functional")) for claim in (Placement(), DropoutShift())]
-    able, refused = fitting([*claims, registered()["eps-placement"]], [0], DIGITS)
-    assert [claim.id for claim in able] == ["dropout-shift", "eps-placement"]
+    refused: list[StudyError] = []
+    plan = prepare([*claims, registered()["eps-placement"]], [0], DIGITS, left_out=refused.append)
+    assert [claim.id for claim in plan.experiments] == ["dropout-shift", "eps-placement"]
+    assert {run.claim for _, run, _ in plan.runs} == {"dropout-shift", "eps-placement"}
     assert [error.problem.split(":")[0] for error in refused] == ["placement"]
+    for few, options in ((claims, {}), (claims[:1], {"left_out": refused.append})):  # named, or none left
+        with pytest.raises(StudyError, match="placement: the network"):
+            prepare(few, [0], DIGITS, **options)
 
 
 def test_whatever_a_network_raises_is_told_before_anything_runs() -> None:

@@ -22,7 +22,6 @@ def show_comparison(first: Path, second: Path, folder: Path) -> None:
     from ..study.results.compare import compare  # noqa: PLC0415
     from ..study.results.compare_page import apart, compare_page, overlap, verdicts  # noqa: PLC0415
     from ..study.results.kept import read  # noqa: PLC0415
-    from ..study.results.overview import told  # noqa: PLC0415
 
     comparison = compare(read(first), read(second))
     page = folder / _PAGE
@@ -32,7 +31,7 @@ def show_comparison(first: Path, second: Path, folder: Path) -> None:
         one, two = change.first.short[0], change.second.short[0]
         between, common = "", ""
         for pair in change.pairs[:1]:
-            one, two, between, common = told(pair.first), told(pair.second), apart(pair), overlap(pair)
+            one, two, between, common = str(pair.first), str(pair.second), apart(pair), overlap(pair)
         rows.append((change.first.id, verdicts(change), one, two, between, common))
     print(f"A: {comparison.first.path}\nB: {comparison.second.path}\n")
     if comparison.changes:

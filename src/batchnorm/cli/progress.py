@@ -13,11 +13,10 @@ from rich.progress import Progress as Bars
 from ..study import Claim, Outcome, Plan, Progress, Run, StudyError
 from ..study.engine import MINIMUM_SEEDS
 from ..study.environment import Environment, counted
-from ..study.results.overview import in_short
 from ..study.task import Crew
 from .table import show_rows
 
-__all__ = ["show_crew", "show_list", "show_plan", "show_refused", "show_verdicts", "showing"]
+__all__ = ["show_crew", "show_left_out", "show_list", "show_plan", "show_verdicts", "showing"]
 
 
 def show_list(claims: Sequence[Claim]) -> None:
@@ -67,10 +66,9 @@ def show_crew(crew: Crew) -> None:
         print(f"left out: {node}", flush=True)
 
 
-def show_refused(refused: Sequence[StudyError]) -> None:
-    """Which claims a network of the user's is left out of, and why."""
-    for error in refused:
-        print(f"left out: {error}", flush=True)
+def show_left_out(error: StudyError) -> None:
+    """Why a claim is not put to a network of the user's."""
+    print(f"left out: {error}", flush=True)
 
 
 def show_verdicts(
@@ -91,7 +89,7 @@ def show_verdicts(
                 (
                     outcome.claim.about.id,
                     outcome.conclusion.verdict.value,
-                    *in_short(outcome),
+                    *outcome.effect,
                 )
                 for outcome in outcomes
             ),

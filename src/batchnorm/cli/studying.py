@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..study import Claim, Outcome, Own, Source, StudyError, select
 from ..study.data import default, load
-from ..study.engine import conclude, fitting, prepare
+from ..study.engine import conclude, prepare
 from ..study.environment import Environment
 from ..study.explanation import Explanation
 from ..study.processes import available_cores
@@ -17,7 +17,7 @@ from ..study.results.export import write
 from ..study.results.pictures import write_pictures
 from ..study.store import Store, remove_leftovers
 from ..study.task import Crew
-from .progress import show_crew, show_plan, show_refused, showing
+from .progress import show_crew, show_left_out, show_plan, showing
 
 __all__ = ["Done", "Wishes", "carry_out"]
 
@@ -63,19 +63,17 @@ def carry_out(wishes: Wishes) -> Done:
     if wishes.control:
         chosen = [claim.without_effect() for claim in chosen]
     source = _source(wishes, chosen)
-    if wishes.subject and not wishes.claims:
-        # Of claims that nobody named, those that a network cannot be put to must not cost the others.
-        chosen, refused = fitting(chosen, wishes.seeds, source)
-        show_refused(refused)
-        if not chosen:
-            raise refused[0]
     # The layer is explained where the whole study runs, not beside single claims.
     explanation = None if wishes.claims or wishes.control or wishes.subject else Explanation()
     # Made before anything is trained: a folder that cannot be written must not cost a study.
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     experiments = [*chosen, explanation] if explanation else chosen
-    plan = prepare(experiments, wishes.seeds, source, store=Store(folder / "runs"), reuse=not wishes.fresh)
+    # Of claims that nobody named, those that a network cannot be put to must not cost the others.
+    options = {"left_out": show_left_out} if wishes.subject and not wishes.claims else {}
+    store = Store(folder / "runs")
+    plan = prepare(experiments, wishes.seeds, source, store=store, reuse=not wishes.fresh, **options)
+    chosen = [claim for claim in chosen if claim in plan.experiments]
     uses_images = any(experiment.smallest for experiment in plan.experiments)
     described = load(source).description if uses_images else "none: no claim here uses images"
     crew = Crew(wishes.workers or available_cores())

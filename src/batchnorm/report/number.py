@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["power", "spoken"]
+__all__ = ["power", "signed", "spoken"]
 
 # From 10⁻³ up to 10⁵ digits are shorter than a power of ten, and easier to compare.
 _LOWEST, _HIGHEST = -3, 4
@@ -38,6 +38,15 @@ def spoken(value: float, figures: int = 3, *, zeros: bool = False) -> str:
     if _LOWEST <= place <= _HIGHEST:
         return _trimmed(f"{value:,.{max(0, figures - 1 - place)}f}", zeros).replace("-", "−")
     return power(_trimmed(digits, zeros), f"10{str(place).translate(_SUPERSCRIPTS)}")
+
+
+def signed(value: float, places: int = 2) -> str:
+    """Gives a difference: its sign always, and so many places after the decimal point.
+
+    >>> signed(0.5), signed(-1.25, 1), signed(float("inf"))
+    ('+0.50', '−1.2', '+∞')
+    """
+    return f"{value:+.{places}f}".replace("-", "−").replace("inf", "∞").replace("+nan", "no number")
 
 
 def power(digits: str, ten: str) -> str:

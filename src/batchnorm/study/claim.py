@@ -7,6 +7,7 @@ results of runs.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -175,14 +176,12 @@ class Effect:
     ratio: bool = False
 
     def __str__(self) -> str:
-        """Estimate, unit and interval, as printed in tables."""
-        estimate, low, high = (_short(value) for value in _values(self.interval))
+        """Estimate, unit and interval, as printed in tables; a dash where there is no estimate."""
+        if math.isnan(self.interval.estimate):
+            return "–"
+        estimate, low, high = (_short(value) for value in self.interval.numbers)
         unit = "" if not self.unit else self.unit if self.unit in ("×", "%") else f" {self.unit}"
         return f"{estimate}{unit} (95% interval {low} to {high})"
-
-
-def _values(interval: Interval) -> tuple[float, float, float]:
-    return interval.estimate, interval.low, interval.high
 
 
 def _short(value: float) -> str:

@@ -16,7 +16,7 @@ from .fingerprint import Ingredients, ingredients
 from .store import Store
 from .task import Crew, Task
 
-__all__ = ["MINIMUM_SEEDS", "Outcome", "Plan", "Progress", "conclude", "fitting", "prepare", "run_study"]
+__all__ = ["MINIMUM_SEEDS", "Outcome", "Plan", "Progress", "conclude", "prepare", "run_study"]
 
 # With 3, Student's t is 4.3, and nearly everything is inconclusive: by rule, then, everything is below 5.
 MINIMUM_SEEDS = 5
@@ -139,6 +139,10 @@ class Plan:
         return by_id
 
 
+def _raise(error: StudyError) -> None:
+    raise error
+
+
 def prepare(
     experiments: Sequence[Experiment],
     seeds: Sequence[int],
@@ -146,8 +150,9 @@ def prepare(
     *,
     store: Store | None = None,
     reuse: bool = True,
+    left_out: Callable[[StudyError], None] = _raise,
 ) -> Plan:
-    """Plans a study, and checks the data before anything is trained.
+    """Plans a study, and checks the data and the networks before anything is trained.
 
     Args:
         experiments: What to run.
@@ -155,6 +160,8 @@ def prepare(
         data: The images, for experiments that use images.
         store: Where finished runs are kept, and taken from where nothing that they depend on has changed.
         reuse: False takes none from there.
+        left_out: Called with the reason for each claim that cannot be put to its network, which the plan then is
+            without. It raises that; and where no claim is left the first reason is raised in any case.
 
     Raises:
         StudyError: If the images cannot be loaded, or are too few for a batch of an experiment; if a network cannot be
@@ -162,9 +169,13 @@ def prepare(
     """
     if any(experiment.smallest for experiment in experiments):
         _check_images(experiments, seeds, data)
-    for experiment in experiments:
-        if isinstance(experiment, SubjectClaim):
-            _check_subject(experiment, seeds[0], data)
+    refusals = {experiment.id: _refusal(experiment, seeds[0], data) for experiment in experiments}
+    refused = [error for error in refusals.values() if error is not None]
+    experiments = [experiment for experiment in experiments if refusals[experiment.id] is None]
+    for error in refused:
+        left_out(error)
+    if refused and not experiments:
+        raise refused[0]
     runs: list[tuple[Experiment, Run, Ingredients]] = []
     for experiment in experiments:
         planned = experiment.plan(seeds, data if experiment.smallest else None)
@@ -197,38 +208,22 @@ def _check_images(experiments: Sequence[Experiment], seeds: Sequence[int], data:
             )
 
 
-def fitting(claims: Sequence[Claim], seeds: Sequence[int], data: Source) -> tuple[list[Claim], list[StudyError]]:
-    """The claims that can be put to their networks, and why the others cannot.
-
-    Raises:
-        StudyError: If the images cannot be loaded.
-    """
-    refusals = {claim.id: _refusal(claim, seeds[0], data) for claim in claims}
-    able = [claim for claim in claims if refusals[claim.id] is None]
-    return able, [error for error in refusals.values() if error is not None]
-
-
-def _refusal(claim: Claim, seed: int, data: Source) -> StudyError | None:
-    try:
-        if isinstance(claim, SubjectClaim):
-            _check_subject(claim, seed, data)
-    except StudyError as error:
-        return error
-    return None
-
-
-def _check_subject(claim: SubjectClaim, seed: int, data: Source) -> None:
+def _refusal(experiment: Experiment, seed: int, data: Source) -> StudyError | None:
+    """Why a claim cannot be put to its network; None where it can, or has none."""
+    if not isinstance(experiment, SubjectClaim):
+        return None
     parts = split(data, seed)
     try:
-        claim.check(parts)
+        experiment.check(parts)
     except BatchNormError as error:
-        raise StudyError(f"{claim.id}: {error.problem}", error.mend) from error
+        return StudyError(f"{experiment.id}: {error.problem}", error.mend)
     except Exception as error:
         # A network of the user's may fail in any way, and must do so before others are trained.
-        raise StudyError(
-            f"{claim.id}: the network ({claim.subject.description}) cannot be used for it: "
+        return StudyError(
+            f"{experiment.id}: the network ({experiment.subject.description}) cannot be used for it: "
             f"{type(error).__name__}: {error}"
-        ) from error
+        )
+    return None
 
 
 def conclude(claims: Sequence[Claim], results: Mapping[str, Sequence[Result]], seeds: Sequence[int]) -> list[Outcome]:

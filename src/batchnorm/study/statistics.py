@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..report.number import signed, spoken
+
 __all__ = ["CONFIDENCE", "Interval", "interval", "paired"]
 
 CONFIDENCE = 0.95
@@ -19,6 +21,26 @@ class Interval:
     low: float
     high: float
     count: int
+
+    @property
+    def numbers(self) -> tuple[float, float, float]:
+        """Estimate, low and high."""
+        return self.estimate, self.low, self.high
+
+    def signed(self, places: int = 2) -> str:
+        """A difference in words, as in "+0.12 (−0.30 to +0.54)"."""
+        estimate, low, high = (signed(value, places) for value in self.numbers)
+        return f"{estimate} ({low} to {high})"
+
+    def spoken(self, figures: int = 3) -> str:
+        """The same of any number, as in "2.5 (1.1 to 4)"."""
+        estimate, low, high = (spoken(value, figures) for value in self.numbers)
+        return f"{estimate} ({low} to {high})"
+
+    def times(self) -> str:
+        """A ratio in words, as in "2.5 times (1.1 to 4)"."""
+        estimate, low, high = (spoken(value) for value in self.numbers)
+        return f"{estimate} times ({low} to {high})"
 
     def exponential(self) -> Interval:
         """The same on the scale of ratios, where the values were logarithms of ratios."""

@@ -202,7 +202,7 @@ class BatchSize(SubjectClaim):
         effects = [Effect(f"Test error, {case.name}", case.interval, "points") for case in (*cases, *more)]
         name = f"Test error, {self._name(least)} minus {self._name(whole)}, both at the latter's best rate"
         effects.append(Effect(name, same, "points"))
-        reason = f"Test error: {'; '.join(f'{case.name} {_told(case.interval)} points' for case in cases)}."
+        reason = f"Test error: {'; '.join(f'{case.name} {case.interval.signed()} points' for case in cases)}."
         if lacking:
             reason += f" But a network ({self._name(_arm(lacking[0]))}) stayed at {shortfall(lacking[0], self.share)}."
         charts = [self._error_chart(tuned, verdict), self._loss_chart(tuned), self._differences([*cases, *more])]
@@ -222,7 +222,7 @@ class BatchSize(SubjectClaim):
         least, whole = f"batch {self._least}", f"batch {self._whole}"
         found.append(
             f"At the rate that is best for n = {self._whole}, batch norm at n = {self._least} instead of "
-            f"n = {self._whole} changes the test error by {_told(same)} points; the verdict lets each search its own."
+            f"n = {self._whole} changes the test error by {same.signed()} points; the verdict lets each search its own."
         )
         if all(runs[seed].numbers("losses") for runs in (tuned[least], tuned[whole]) for seed in runs):
             losses = [_mean(tuned[name], _last_loss) for name in (least, whole)]
@@ -299,7 +299,7 @@ class BatchSize(SubjectClaim):
         return Curves(title, "normalisation batch n (images)", label, lines, log_x=True, x_ticks=ticks)
 
     def _differences(self, cases: Sequence[Case]) -> Intervals:
-        rows = [Row(case.name, *_ends(case.interval), 1 if place < 2 else 0) for place, case in enumerate(cases)]
+        rows = [Row(case.name, *case.interval.numbers, 1 if place < 2 else 0) for place, case in enumerate(cases)]
         return Intervals(
             "Differences of test error, each arm at its best rate",
             "percentage points",
@@ -351,14 +351,6 @@ def _line(label: str, sizes: Sequence[int], spans: Sequence[Interval], color: in
     several = spans[0].count > 1
     low, high = ([max(0.0, span.low) for span in spans], [span.high for span in spans]) if several else (None, None)
     return Series(label, [float(size) for size in sizes], middle, color, low, high, markers=True)
-
-
-def _ends(span: Interval) -> tuple[float, float, float]:
-    return span.estimate, span.low, span.high
-
-
-def _told(span: Interval) -> str:
-    return f"{span.estimate:+.2f} ({span.low:+.2f} to {span.high:+.2f})".replace("-", "−").replace("inf", "∞")
 
 
 CLAIM = BatchSize()

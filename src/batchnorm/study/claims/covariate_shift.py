@@ -200,8 +200,8 @@ class CovariateShift(SubjectClaim):
         ]
         same = verdicts["absolute"] is verdicts["relative"]
         reason = (
-            f"In proportion to the gradient the shift with batch norm is {_times(spans['relative'])} that without, "
-            f"each at its best rate. The absolute shift is {_times(spans['absolute'])} that without: by the same limit "
+            f"In proportion to the gradient the shift with batch norm is {spans['relative'].times()} that without, "
+            f"each at its best rate. The absolute shift is {spans['absolute'].times()} that without: by the same limit "
             f"the claim would be {verdicts['absolute'].value}{', too' if same else ' for it'}.{missing}"
         )
         layers = self._layers(norm, plain)
@@ -243,12 +243,11 @@ class CovariateShift(SubjectClaim):
             f"in {counts[0]} of {len(layers)} layers, and lower by more in {counts[1]}; in "
             f"{len(layers) - sum(counts)} it is open.",
             f"The cosine of G and G′, averaged over layers and updates, is {means[0]:.3f} with batch norm and "
-            f"{means[1]:.3f} without, a difference of {_signed(cosine.estimate)} ({_signed(cosine.low)} to "
-            f"{_signed(cosine.high)}); 1 is no shift.",
+            f"{means[1]:.3f} without, a difference of {cosine.signed(3)}; 1 is no shift.",
         ]
         if at_rate:
             rates = "; ".join(
-                f"at {rate:g}, in proportion {_times(spans['relative'])} and absolute {_times(spans['absolute'])}"
+                f"at {rate:g}, in proportion {spans['relative'].times()} and absolute {spans['absolute'].times()}"
                 for rate, spans in at_rate.items()
             )
             found.append(f"At a common rate, of those with which both learnt in every seed, the ratios are {rates}.")
@@ -312,13 +311,13 @@ class CovariateShift(SubjectClaim):
         layers: Sequence[tuple[Verdict, Interval]],
     ) -> Intervals:
         words = {"relative": "in proportion", "absolute": "absolute"}
-        rows = [_row(f"{words[what]}, best rates", span, 1) for what, span in spans.items()]
+        rows = [Row(f"{words[what]}, best rates", *span.numbers, 1) for what, span in spans.items()]
         rows += [
-            _row(f"{words[what]}, both at {rate:g}", span, 3)
+            Row(f"{words[what]}, both at {rate:g}", *span.numbers, 3)
             for rate, found in at_rate.items()
             for what, span in found.items()
         ]
-        rows += [_row(f"layer {place}, in proportion", span, 2) for place, (_, span) in enumerate(layers, 2)]
+        rows += [Row(f"layer {place}, in proportion", *span.numbers, 2) for place, (_, span) in enumerate(layers, 2)]
         return Intervals(
             "The shift with batch norm against without, by measure, rate and layer",
             "with batch norm over without",
@@ -373,18 +372,6 @@ def _series(arm: Mapping[int, Result], name: str, label: str, *, logarithmic: bo
         [span.high for span in spans] if known else None,
         markers=True,
     )
-
-
-def _row(label: str, span: Interval, color: int) -> Row:
-    return Row(label, span.estimate, span.low, span.high, color)
-
-
-def _times(span: Interval) -> str:
-    return f"{spoken(span.estimate)} times ({spoken(span.low)} to {spoken(span.high)})"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−").replace("inf", "∞")
 
 
 CLAIM = CovariateShift()

@@ -12,6 +12,7 @@ import torch
 
 from ...population import recalibrate
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
+from ...report.number import signed
 from ..apparatus.dropout import PLACEMENTS, with_dropout
 from ..apparatus.population import met
 from ..apparatus.shift import gaussian_ratio, learned_variance, shifts
@@ -305,12 +306,12 @@ class DropoutShift(SubjectClaim):
                 for name in highest
             )
             + ". Without dropout, where the running statistics only lag behind weights that still move, new ones "
-            f"change the accuracy by {_signed(_mean(arms[_NONE], 'test anew') - _mean(arms[_NONE], 'test'))} points: "
+            f"change the accuracy by {_gained(_mean(arms[_NONE], 'test anew') - _mean(arms[_NONE], 'test'))} points: "
             "only what goes beyond that is dropout's."
         ]
         apart = [
-            f"{_signed(_mean(arms[name], 'test') - _mean(arms[_NONE], 'test'))} and "
-            f"{_signed(_mean(arms[name], 'test anew') - _mean(arms[_NONE], 'test anew'))} {name}"
+            f"{_gained(_mean(arms[name], 'test') - _mean(arms[_NONE], 'test'))} and "
+            f"{_gained(_mean(arms[name], 'test anew') - _mean(arms[_NONE], 'test anew'))} {name}"
             for name in highest
         ]
         found.append(
@@ -463,8 +464,8 @@ def _gaussian_effect(pair: tuple[float, float], found: Interval) -> Effect:
     return Effect(f"{name} (formula: {learned_variance(rate, mean):.3f})", found, "×", ratio=True)
 
 
-def _signed(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")
+def _gained(share: float) -> str:
+    return signed(100 * share, 1)
 
 
 def _spoken(name: str) -> str:

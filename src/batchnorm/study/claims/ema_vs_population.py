@@ -12,6 +12,7 @@ import torch
 
 from ...population import recalibrate
 from ...report.chart import Curves, Figure, Panels, Series
+from ...report.number import signed
 from ..apparatus.precise import caught_up, precise
 from ..claim import (
     About,
@@ -236,8 +237,8 @@ class EmaVersusPopulation(SubjectClaim):
             f"as much ({ratio.low:.2f} to {ratio.high:.2f}). "
         )
         reason += (
-            f"Statistics of {self._most(high):,} images add {_signed(enough.interval.estimate)} points "
-            f"({_signed(enough.interval.low)} to {_signed(enough.interval.high)})."
+            f"Statistics of {self._most(high):,} images add {signed(enough.interval.estimate)} points "
+            f"({signed(enough.interval.low)} to {signed(enough.interval.high)})."
             if tested
             else f"What more than {self.samples:,} images add is not tested: there are too few, at most "
             f"{self._most(high):,}."
@@ -339,10 +340,6 @@ def _typical(runs: Mapping[int, Result], what: str) -> float:
 def _apart(result: Result) -> list[float]:
     """Population minus running averages, look by look."""
     return (np.array(result.numbers("population")) - np.array(result.numbers("running"))).tolist()
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
 
 
 def _curves_chart(arms: Mapping[float, Mapping[int, Result]]) -> Panels:

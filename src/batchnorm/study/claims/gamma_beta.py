@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from ... import BatchNorm1d, BatchNorm2d
 from ...report.chart import Figure, Intervals, Row
+from ...report.number import signed
 from ..claim import About, Claim, Conclusion, Effect, Report, Result, Run, Topic, Value, Verdict, by_arm
 from ..data import Source, Split, split
 from ..learning import LEARNT, baseline, learnt, shortfall
@@ -278,11 +279,11 @@ class GammaBeta(Claim):
             effects = [first, *losses, *accuracies, *learning, *identity]
         reason = (
             f"{self._identity(worst, sum(map(len, errors)))} Without gamma and beta "
-            f"the test loss changes by {_signed(losses[0].interval.estimate)} nats before the softmax and by "
-            f"{_signed(losses[2].interval.estimate)} before ReLU in the fully connected network: a contrast of "
-            f"{_signed(contrast.estimate)} ({_signed(contrast.low)} to {_signed(contrast.high)}). Before ReLU in the "
+            f"the test loss changes by {signed(losses[0].interval.estimate, 3)} nats before the softmax and by "
+            f"{signed(losses[2].interval.estimate, 3)} before ReLU in the fully connected network: a contrast of "
+            f"{contrast.signed(3)}. Before ReLU in the "
             f"convolutional network, which is no part of the verdict, it changes by "
-            f"{_signed(losses[3].interval.estimate)}."
+            f"{signed(losses[3].interval.estimate, 3)}."
         )
         if diverged:
             reason += f" But {diverged} of the {len(compared)} losses that are compared have diverged."
@@ -309,8 +310,8 @@ class GammaBeta(Claim):
             "paper's own reason for having it.",
             ("What follows is more than the activation: in" if apart else "In")
             + " the convolutional network, where batch norm stands before "
-            f"ReLU too, gamma and beta are worth {_points(accuracies[3])} points of test "
-            f"accuracy after {self.steps} steps; in the fully connected one {_points(accuracies[2])}.",
+            f"ReLU too, gamma and beta are worth {accuracies[3].interval.signed(1)} points of test "
+            f"accuracy after {self.steps} steps; in the fully connected one {accuracies[2].interval.signed(1)}.",
             f"Rates chosen on the validation split, seed by seed: {rates}.",
         ]
         return Conclusion(verdict, reason, effects, self._charts(losses, accuracies), findings)
@@ -379,15 +380,6 @@ def _best(result: Result) -> float:
 def _differences(arms: Mapping[str, Sequence[Result]], what: str) -> list[float]:
     """Without minus with gamma and beta, seed by seed."""
     return [without.number(what) - own.number(what) for own, without in zip(arms["with"], arms["without"], strict=True)]
-
-
-def _points(effect: Effect) -> str:
-    span = effect.interval
-    return f"{span.estimate:+.1f} ({span.low:+.1f} to {span.high:+.1f})".replace("-", "−")
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
 
 
 CLAIM = GammaBeta()

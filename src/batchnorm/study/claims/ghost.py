@@ -17,7 +17,7 @@ from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim
 from ..data import Source, Split, split
 from ..learning import LEARNT, SHARE, learnt, shortfall
 from ..statements import Case, joined, rank
-from ..statistics import Interval, interval
+from ..statistics import interval
 from ..subjects import Dense, Subject
 from ..training import Recipe
 
@@ -169,7 +169,7 @@ class Ghost(SubjectClaim):
         verdict = Verdict.INCONCLUSIVE if lacking else joined([case.verdict for case in cases])
         shown = [*cases, *gaps.values(), *left.values()]
         effects = [Effect(f"Test accuracy, {case.name}", case.interval, "points") for case in shown]
-        reason = f"Test accuracy: {'; '.join(f'{case.name} {_told(case.interval)} points' for case in cases)}."
+        reason = f"Test accuracy: {'; '.join(f'{case.name} {case.interval.signed()} points' for case in cases)}."
         if lacking:
             reason += f" But without and with ghost batches it stayed low: {shortfall(lacking[0], self.share)}."
         charts: list[Figure] = [
@@ -193,7 +193,7 @@ class Ghost(SubjectClaim):
             whole = tuned[f"batch {length}"]
             fitted = interval([_train(tuned["small"][seed]) - _train(result) for seed, result in whole.items()])
             found.append(
-                f"At equal {length} {lost}: {gap.name.split(',')[0]} is {_told(gap.interval)} points. On training "
+                f"At equal {length} {lost}: {gap.name.split(',')[0]} is {gap.interval.signed()} points. On training "
                 f"images the small batch has {_mean(tuned['small'], _train):.1f}%, the whole large one "
                 f"{_mean(whole, _train):.1f}%"
                 + (": it has learnt these less, which is no matter of generalisation." if fitted.low > 0 else ".")
@@ -235,7 +235,7 @@ def _case(tuned: Mapping[str, Mapping[int, Result]], first: str, second: str, na
 
 def _differences(cases: Mapping[str, Case], gaps: Mapping[str, Case], verdict: Verdict) -> Intervals:
     rows = [
-        Row(case.name, *_ends(case.interval), color)
+        Row(case.name, *case.interval.numbers, color)
         for length, case in cases.items()
         for case, color in ((gaps[length], 0), (case, 1))
     ]
@@ -254,7 +254,7 @@ def _differences(cases: Mapping[str, Case], gaps: Mapping[str, Case], verdict: V
 def _overfitting(tuned: Mapping[str, Mapping[int, Result]]) -> Intervals:
     spans = {name: interval([_overfit(result) for result in runs.values()]) for name, runs in tuned.items()}
     colors = {"small": 0, "batch": 2, "ghost": 1}
-    rows = [Row(_WORDS[name], *_ends(span), colors[name.split()[0]]) for name, span in spans.items()]
+    rows = [Row(_WORDS[name], *span.numbers, colors[name.split()[0]]) for name, span in spans.items()]
     return Intervals(
         "How much better each network is on its training images than on test images",
         "training minus test accuracy (percentage points)",
@@ -287,14 +287,6 @@ def _losses(tuned: Mapping[str, Mapping[int, Result]]) -> list[Figure]:
             note="In training mode, mean over each tenth of the run and over seeds; each arm at its best rate.",
         )
     ]
-
-
-def _ends(span: Interval) -> tuple[float, float, float]:
-    return span.estimate, span.low, span.high
-
-
-def _told(span: Interval) -> str:
-    return f"{span.estimate:+.2f} ({span.low:+.2f} to {span.high:+.2f})".replace("-", "−").replace("inf", "∞")
 
 
 CLAIM = Ghost()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
-from ...report.number import spoken
+from ...report.number import signed, spoken
 from ..apparatus.dropout import with_dropout
 from ..arms import derive
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
@@ -271,8 +271,8 @@ class Ingredients(SubjectClaim):
             found.append(
                 f"Back to {_NAMES[item]}: {faster} ({speed.estimate:.2f} times, {speed.low:.2f} to {speed.high:.2f}"
                 f"{f'; {note}' if (note := steps[item].note) else ''}), "
-                f"{better} ({_number(accuracy.estimate)} points of test accuracy, {_number(accuracy.low)} to "
-                f"{_number(accuracy.high)})."
+                f"{better} ({signed(accuracy.estimate)} points of test accuracy, {signed(accuracy.low)} to "
+                f"{signed(accuracy.high)})."
             )
         return found
 
@@ -292,8 +292,8 @@ class Ingredients(SubjectClaim):
             "Without batch norm, each at its best of three rates, the whole list "
             f"{_changes(speed, accuracy)} against the plain recipe "
             f"({speed.estimate:.2f} times the steps, {speed.low:.2f} to {speed.high:.2f}"
-            f"{f'; {steps.note}' if steps.note else ''}; {_number(accuracy.estimate)} points of test accuracy, "
-            f"{_number(accuracy.low)} to {_number(accuracy.high)})."
+            f"{f'; {steps.note}' if steps.note else ''}; {signed(accuracy.estimate)} points of test accuracy, "
+            f"{signed(accuracy.low)} to {signed(accuracy.high)})."
         )
         helps = speed.high < 1 or accuracy.low > 0
         harms = speed.low > 1 or accuracy.high < 0
@@ -308,7 +308,7 @@ class Ingredients(SubjectClaim):
         change = paired([result.number("test") for result in at_rate], [result.number("test") for result in plain])
         return told + (
             f" At {self.faster:g} times the plain recipe's own rate, as the arms with batch norm have it, test "
-            f"accuracy changes by {_number(100 * change.estimate)} points"
+            f"accuracy changes by {signed(100 * change.estimate)} points"
             f"{f', and the network has not learnt in {lacking} of {len(at_rate)} seeds' if lacking else ''}."
         )
 
@@ -422,10 +422,6 @@ def _changes(steps: Interval, accuracy: Interval) -> str:
 
 def _word(more: bool, fewer: bool, first: str, second: str, neither: str) -> str:
     return first if more else second if fewer else neither
-
-
-def _number(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
 
 
 CLAIM = Ingredients()

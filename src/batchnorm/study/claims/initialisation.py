@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ...report.chart import Curves, Figure, Intervals, Row, Series
-from ...report.number import spoken
 from ..arms import derive
 from ..claim import (
     About,
@@ -266,8 +265,8 @@ class Initialisation(SubjectClaim):
         ]
         spans = [case.interval for case in cases]
         reason = (
-            f"From scale 1 to the worst scale, test accuracy drops by {_points(spans[0])} points with batch norm and "
-            f"by {_points(interval(drops['plain']))} without it; the limit is {limit:.2g}. "
+            f"From scale 1 to the worst scale, test accuracy drops by {spans[0].spoken()} points with batch norm and "
+            f"by {interval(drops['plain']).spoken()} without it; the limit is {limit:.2g}. "
             f"Statement 1 {_WORDS[cases[0].verdict]}; statement 2 {_WORDS[cases[1].verdict]}.{missing}"
         )
         return Conclusion(verdict, reason, effects, self._charts(arms, drops, left), self._findings(arms))
@@ -390,10 +389,6 @@ class Initialisation(SubjectClaim):
                 note="95% intervals over seeds. The worst scale is each arm's own, by validation accuracy.",
             ),
         ]
-
-
-def _points(span: Interval) -> str:
-    return f"{spoken(span.estimate)} ({spoken(span.low)} to {spoken(span.high)})"
 
 
 CLAIM = Initialisation()

@@ -435,8 +435,8 @@ def _accuracies(runs: Sequence[Result]) -> list[Effect]:
 def _what_is_left(runs: Sequence[Result], own: Interval, same: Interval, rest: Interval) -> str:
     """How much of batch norm's advantage comes with the larger rate, said only as far as the intervals go."""
     told = (
-        f"Each at its best rate, batch norm adds {_points(own)} points of test accuracy. At the plain net's best rate "
-        f"it adds {_points(same)}; to go on to its own best rate adds {_points(rest)}."
+        f"Each at its best rate, batch norm adds {own.spoken()} points of test accuracy. At the plain net's best rate "
+        f"it adds {same.spoken()}; to go on to its own best rate adds {rest.spoken()}."
     )
     if own.low <= 0:
         return f"{told} That it adds anything at its own rate is not sure, so there is nothing to explain."
@@ -452,10 +452,6 @@ def _what_is_left(runs: Sequence[Result], own: Interval, same: Interval, rest: I
     if mainly.high < 0:
         return f"{told} So most of it is there at the plain net's rate: here it is not mainly the larger rate."
     return f"{told} Whether most of it comes with the larger rate, as the paper has it, these seeds do not tell."
-
-
-def _points(span: Interval) -> str:
-    return f"{spoken(span.estimate, 3)} ({spoken(span.low, 3)} to {spoken(span.high, 3)})"
 
 
 def _spread(runs: Sequence[Result], arm: str) -> str:

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import ClassVar
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
-from ...report.number import spoken
+from ...report.number import signed, spoken
 from ..apparatus.noise import Drift, Noise
 from ..apparatus.searched import Tuned, chosen, lacking, parted, planned, ratio, tuned
 from ..arms import derive, norms
@@ -228,15 +228,15 @@ class NoisyBatchNorm(SubjectClaim):
             for arm in ("noisy", "norm")
         ]
         reason = (
-            f"Test accuracy with noisy batch norm is {_signed(equal.estimate)} points ({_signed(equal.low)} to "
-            f"{_signed(equal.high)}) from that with batch norm, where the margin is ±{margin:.2g}, and "
-            f"{_signed(better.estimate)} ({_signed(better.low)} to {_signed(better.high)}) from that without."
+            f"Test accuracy with noisy batch norm is {signed(equal.estimate)} points ({signed(equal.low)} to "
+            f"{signed(equal.high)}) from that with batch norm, where the margin is ±{margin:.2g}, and "
+            f"{better.signed()} from that without."
         )
         if moves:
             reason += (
                 " From one update to the next, between which noise is drawn anew, a channel's mean moves "
-                f"{_times(moves['means by update'])} and its standard deviation "
-                f"{_times(moves['deviations by update'])} as far as without batch norm."
+                f"{moves['means by update'].times()} and its standard deviation "
+                f"{moves['deviations by update'].times()} as far as without batch norm."
             )
         reason += missing
         charts: list[Figure] = [
@@ -283,8 +283,8 @@ class NoisyBatchNorm(SubjectClaim):
                 f"and its standard deviation by so many per cent, on average: {moved}."
                 + (" With noise it is mostly the noise, drawn anew for each look, and not the update." * apart),
                 f"Over {self.every} updates, in which a network also learns, a mean moves "
-                f"{_times(moves['means by period'])} and a standard deviation "
-                f"{_times(moves['deviations by period'])} as far with noisy batch norm as without.",
+                f"{moves['means by period'].times()} and a standard deviation "
+                f"{moves['deviations by period'].times()} as far with noisy batch norm as without.",
             ]
         return found
 
@@ -392,17 +392,9 @@ def _steps(result: Result, best: Mapping[int, Result]) -> float:
     return math.log(next((step for step, value in looks if value >= target), steps[-1]))
 
 
-def _times(span: Interval) -> str:
-    return f"{spoken(span.estimate)} times ({spoken(span.low)} to {spoken(span.high)})"
-
-
 def _percent(logarithm: float) -> str:
     # What is not finite is kept as a very large number.
     return f"{spoken(100 * math.expm1(min(logarithm, 100.0)))}%"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−").replace("inf", "∞")
 
 
 CLAIM = NoisyBatchNorm()

@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...report.chart import Curves, Figure, Intervals, Panels, Row, Series
+from ...report.number import signed
 from ..apparatus.orders import ORDERS, neighbours, ordered
 from ..arms import norms
 from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim, Topic, Value, Verdict, by_arm
@@ -214,8 +215,8 @@ class Placement(SubjectClaim):
                 f"Test accuracy with {_WORDS[activation]}, each at its best rate: batch norm after minus before",
                 spans[activation],
                 "points",
-                f"90% interval {_number(two_one_sided(spans[activation]).low)} to "
-                f"{_number(two_one_sided(spans[activation]).high)}",
+                f"90% interval {signed(two_one_sided(spans[activation]).low)} to "
+                f"{signed(two_one_sided(spans[activation]).high)}",
             )
             for activation in first
         ]
@@ -261,9 +262,9 @@ class Placement(SubjectClaim):
         self, tuned: Mapping[str, Mapping[str, Sequence[Result]]], spans: Mapping[str, Interval], margin: float
     ) -> str:
         differences = "; ".join(
-            f"{_WORDS[activation]}: after minus before {_number(span.estimate)} points of test accuracy "
-            f"(95% interval {_number(span.low)} to {_number(span.high)}, 90% interval "
-            f"{_number(two_one_sided(span).low)} to {_number(two_one_sided(span).high)})"
+            f"{_WORDS[activation]}: after minus before {signed(span.estimate)} points of test accuracy "
+            f"(95% interval {signed(span.low)} to {signed(span.high)}, 90% interval "
+            f"{signed(two_one_sided(span).low)} to {signed(two_one_sided(span).high)})"
             for activation, span in spans.items()
         )
         reason = f"{differences}; the margin is ±{margin:.2g}."
@@ -344,7 +345,7 @@ class Placement(SubjectClaim):
             Curves(title, "training steps", "validation accuracy (%)", lines, y_range=edges) for title, lines in drawn
         ]
         rows = [
-            Row(e.name.split(",")[0].removeprefix("Test accuracy with "), *_values(e.interval))
+            Row(e.name.split(",")[0].removeprefix("Test accuracy with "), *e.interval.numbers)
             for e in effects
             if "each at its best rate" in e.name
         ]
@@ -370,7 +371,7 @@ def _at_one_rate(effects: Sequence[Effect], networks: Sequence[str]) -> str:
     spans = []
     for word in (_WORDS[name] for name in networks):
         values = [e.interval.estimate for e in effects if e.name.startswith(f"Test accuracy with {word}, both at")]
-        spans.append(f"{_number(min(values))} to {_number(max(values))} points with {word}")
+        spans.append(f"{signed(min(values))} to {signed(max(values))} points with {word}")
     return " and ".join(spans)
 
 
@@ -392,14 +393,6 @@ def _best(result: Result) -> float:
 def _difference(orders: Mapping[str, Sequence[Result]], what: str) -> Interval:
     after, before = ([result.number(what) for result in orders[order]] for order in ("after", "before"))
     return paired(after, before)
-
-
-def _number(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def _values(span: Interval) -> tuple[float, float, float]:
-    return span.estimate, span.low, span.high
 
 
 CLAIM = Placement()

@@ -224,7 +224,7 @@ class Regularisation(SubjectClaim):
         gaps = self._by_size(seeds, "gap")
         reason = (
             f"The gap is {gaps[0].estimate:.3f} nats with {self.sizes[0]} images normalised together and "
-            f"{gaps[-1].estimate:.3f} with {self.sizes[-1]}; its slope is {_signed(slope)} nats a doubling.{missing}"
+            f"{gaps[-1].estimate:.3f} with {self.sizes[-1]}; its slope is {slope.signed(3)} nats a doubling.{missing}"
         )
         return Conclusion(
             Verdict.INCONCLUSIVE if missing else case.verdict,
@@ -309,7 +309,7 @@ class Regularisation(SubjectClaim):
             test = 100 * fmean(each.numbers("population test accuracy")[place] for each in seeds)
             if penalty in drops:
                 told += (
-                    f" A penalty on γ of λ = {penalty:g} changes the gap by {_signed(drops[penalty])} nats, to a test "
+                    f" A penalty on γ of λ = {penalty:g} changes the gap by {drops[penalty].signed(3)} nats, to a test "
                     f"accuracy of {test:.1f}%."
                 )
             else:
@@ -415,11 +415,6 @@ def _measured(model: nn.Module, parts: Split) -> dict[str, float]:
     found["gap"] = found["test loss"] - found["train loss"]
     # JSON has no other numbers, and a run that is not finite is said to be so.
     return {what: value if math.isfinite(value) else 0.0 for what, value in found.items()}
-
-
-def _signed(span: Interval) -> str:
-    estimate, low, high = (f"{value:+.3f}".replace("-", "−") for value in (span.estimate, span.low, span.high))
-    return estimate if not math.isfinite(span.low) else f"{estimate} ({low} to {high})"
 
 
 CLAIM = Regularisation(subject=Stack(((8, 2), (16, 2), (32, 2))))

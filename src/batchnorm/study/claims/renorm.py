@@ -21,7 +21,6 @@ from ..claim import About, Conclusion, Effect, Report, Result, Run, SubjectClaim
 from ..data import Source, Split, split
 from ..learning import LEARNT, SHARE, learnt, shortfall
 from ..statements import Case, joined, rank
-from ..statistics import Interval
 from ..subjects import Dense, Subject
 from ..training import Recipe, shuffled
 
@@ -196,7 +195,7 @@ class Renorm(SubjectClaim):
         effects = [
             Effect(f"Test accuracy, {case.name}", case.interval, "points") for case in (*cases, *losses.values())
         ]
-        reason = f"Test accuracy: {'; '.join(f'{case.name} {_told(case.interval)} points' for case in cases)}."
+        reason = f"Test accuracy: {'; '.join(f'{case.name} {case.interval.signed()} points' for case in cases)}."
         if lacking:
             first, result = lacking[0]
             reason += f" But a network ({_WORDS[first]}) stayed at {shortfall(result, self.share)}."
@@ -215,8 +214,8 @@ class Renorm(SubjectClaim):
             }[replace(lost, above=False).verdict]
             mended = losses[f"renorm {setting}"]
             found.append(
-                f"{place} {said}: {_told(lost.interval)} points with batch norm, {_told(mended.interval)} with batch "
-                "renorm."
+                f"{place} {said}: {lost.interval.signed()} points with batch norm, {mended.interval.signed()} with "
+                "batch renorm."
             )
         anew = "; ".join(
             f"{_WORDS[name]} {100 * fmean(_gain(result) for result in runs.values()):+.2f}".replace("-", "−")
@@ -247,7 +246,7 @@ def _case(tuned: Mapping[str, Mapping[int, Result]], first: str, second: str) ->
 
 def _shortfalls(losses: Mapping[str, Case], verdict: Verdict) -> Intervals:
     colors = {"batch": 2, "renorm": 1, "group": 0}
-    rows = [Row(_WORDS[name], *_ends(case.interval), colors[name.split()[0]]) for name, case in losses.items()]
+    rows = [Row(_WORDS[name], *case.interval.numbers, colors[name.split()[0]]) for name, case in losses.items()]
     return Intervals(
         "In tiny parts and on batches of two classes, batch renorm is better than batch norm"
         if verdict is Verdict.REPRODUCED
@@ -264,7 +263,7 @@ def _gains(cases: Sequence[Case]) -> Intervals:
     return Intervals(
         "What batch renorm changes in test accuracy, against batch norm on the same batches",
         "percentage points",
-        [Row(case.name.split(", minus")[0].removeprefix("batch renorm, "), *_ends(case.interval)) for case in cases],
+        [Row(case.name.split(", minus")[0].removeprefix("batch renorm, "), *case.interval.numbers) for case in cases],
         0.0,
         "no difference",
         note="These two decide. Each arm at its best rate; 95% intervals over seeds, paired.",
@@ -292,14 +291,6 @@ def _losses(tuned: Mapping[str, Mapping[int, Result]]) -> list[Figure]:
         "arm at its best rate."
     )
     return [Panels("Training loss with batch norm and with batch renorm", panels, note=note)]
-
-
-def _ends(span: Interval) -> tuple[float, float, float]:
-    return span.estimate, span.low, span.high
-
-
-def _told(span: Interval) -> str:
-    return f"{span.estimate:+.2f} ({span.low:+.2f} to {span.high:+.2f})".replace("-", "−").replace("inf", "∞")
 
 
 CLAIM = Renorm()

@@ -198,7 +198,7 @@ class Smoothness(SubjectClaim):
         ]
         reason = (
             "With batch norm over without, each at its best rate: "
-            + "; ".join(f"{_RAW[name]} {_times(spans[name])}" for name in _RAW)
+            + "; ".join(f"{_RAW[name]} {spans[name].times()}" for name in _RAW)
             + f". {self._free(cases, spans)}{missing}"
         )
         charts: list[Figure] = [
@@ -213,7 +213,7 @@ class Smoothness(SubjectClaim):
         free, raw = cases["beta w2"].verdict, cases["beta"].verdict
         compared = "as β" if free is raw else f"unlike β ({raw.value})"
         return (
-            f"β·‖w‖², which corrects for the length of the weights, is {_times(spans['beta w2'])}: by the same "
+            f"β·‖w‖², which corrects for the length of the weights, is {spans['beta w2'].times()}: by the same "
             f"limit it would be {free.value}, {compared}."
         )
 
@@ -231,15 +231,14 @@ class Smoothness(SubjectClaim):
             chosen(best, self._grids(), _WORDS),
             self._short(best, spans),
             f"The cosine between the gradients at both ends, averaged over lengths and walks, is {means[0]:.2f} with "
-            f"batch norm and {means[1]:.2f} without, a difference of {_signed(cosine.estimate)} "
-            f"({_signed(cosine.low)} to {_signed(cosine.high)}). A length is a multiple of the gradient: where the "
-            "gradient is larger the walk is longer.",
+            f"batch norm and {means[1]:.2f} without, a difference of {cosine.signed()}. A length is a multiple of the "
+            "gradient: where the gradient is larger the walk is longer.",
             "Before the first update, where both have the same weights and no learning rate plays a part, the ratios "
-            "are " + "; ".join(f"{(_RAW | _FREE)[name]} {_times(span)}" for name, span in first.items()) + ".",
+            "are " + "; ".join(f"{(_RAW | _FREE)[name]} {span.times()}" for name, span in first.items()) + ".",
         ]
         if at_rate:
             rates = "; ".join(
-                f"at {rate:g}, β {_times(spans['beta'])} and β·‖w‖² {_times(spans['beta w2'])}"
+                f"at {rate:g}, β {spans['beta'].times()} and β·‖w‖² {spans['beta w2'].times()}"
                 for rate, spans in at_rate.items()
             )
             found.append(f"At a common rate, of those with which both learnt in every seed, the ratios are {rates}.")
@@ -277,7 +276,7 @@ class Smoothness(SubjectClaim):
         }
         said += (
             " At lengths up to the rate chosen without batch norm in the seed alone, the ratios are "
-            + "; ".join(f"{_RAW[name]} {_times(span)}" for name, span in near.items())
+            + "; ".join(f"{_RAW[name]} {span.times()}" for name, span in near.items())
             + "."
         )
         far = [_RAW[name] for name, span in near.items() if span.estimate > math.sqrt(spans[name].estimate) < 1]
@@ -354,9 +353,9 @@ class Smoothness(SubjectClaim):
     def _ratios(
         self, spans: Mapping[str, Interval], at_rate: Mapping[float, Mapping[str, Interval]], verdict: Verdict
     ) -> Intervals:
-        rows = [_row(f"{label}, best rates", spans[name], 1) for name, label in (_RAW | _FREE).items()]
+        rows = [Row(f"{label}, best rates", *spans[name].numbers, 1) for name, label in (_RAW | _FREE).items()]
         rows += [
-            _row(f"{label}, both at {rate:g}", found[name], 3)
+            Row(f"{label}, both at {rate:g}", *found[name].numbers, 3)
             for rate, found in at_rate.items()
             for name, label in (("beta", "effective β"), ("beta w2", "β·‖w‖²"))
         ]
@@ -399,18 +398,6 @@ def _walked(arm: Mapping[int, Result]) -> list[float]:
 def _over_seeds(arm: Mapping[int, Result], name: str, count: int) -> list[float]:
     rows = [[_log(max(value, 1e-6)) for value in result.numbers(name)[:count]] for result in arm.values()]
     return [math.exp(fmean(look)) for look in zip(*rows, strict=True)]
-
-
-def _row(label: str, span: Interval, color: int) -> Row:
-    return Row(label, span.estimate, span.low, span.high, color)
-
-
-def _times(span: Interval) -> str:
-    return f"{spoken(span.estimate)} times ({spoken(span.low)} to {spoken(span.high)})"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−").replace("inf", "∞")
 
 
 CLAIM = Smoothness()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -30,7 +29,7 @@ from ..data import Source
 from ..data.pictures import PICTURES, pictures
 from ..search import ends
 from ..statements import Case, joined
-from ..statistics import Interval, interval
+from ..statistics import interval
 
 __all__ = ["CLAIM", "SuperResolution"]
 
@@ -249,8 +248,8 @@ class SuperResolution(Claim):
         effects += [effect for shape in _SHAPES for effect in _own(arms, shape)]
         spans = [case.interval for case, _ in cases]
         reason = (
-            f"With skips, networks without batch norm have {_signed(spans[0])} dB PSNR more on photographs left out "
-            f"than those with it; batch norm costs {_signed(spans[1])} dB more without skips than with them; leaving "
+            f"With skips, networks without batch norm have {spans[0].signed()} dB PSNR more on photographs left out "
+            f"than those with it; batch norm costs {spans[1].signed()} dB more without skips than with them; leaving "
             f"it out saves {spans[2].estimate:.0f}% of the bytes kept for the backward pass.{missing}"
         )
         return Conclusion(verdict, reason, effects, self._charts(arms, costs), self._findings(arms, costs, kept))
@@ -454,11 +453,6 @@ def _errors_chart(arms: Mapping[str, Mapping[int, Result]]) -> Panels:
 def _spoken(arm: str) -> str:
     norm, shape = arm.split()
     return f"{'batch norm' if norm == 'batch' else 'no norm'} {_SHAPES[shape]}"
-
-
-def _signed(span: Interval) -> str:
-    estimate, low, high = (f"{value:+.2f}".replace("-", "−") for value in (span.estimate, span.low, span.high))
-    return estimate if not math.isfinite(span.low) else f"{estimate} ({low} to {high})"
 
 
 CLAIM = SuperResolution()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from ...report import Block, Counts, Formula, Heading, Section, Table, render, spoken
 from .compare import Change, Comparison, Pair
 from .kept import KeptStudy
-from .overview import TONES, told
+from .overview import TONES
 
 __all__ = ["apart", "compare_page", "overlap", "verdicts"]
 
@@ -90,8 +90,8 @@ def _effects(change: Change) -> Sequence[Block]:
         rows = [
             (
                 pair.first.name,
-                told(pair.first),
-                told(pair.second),
+                str(pair.first),
+                str(pair.second),
                 apart(pair),
                 overlap(pair),
             )

@@ -17,7 +17,6 @@ from ..claim import Result, SubjectClaim
 from ..engine import Outcome
 from ..environment import Environment
 from .output import page
-from .overview import in_short
 
 __all__ = ["FORMAT", "effects_table", "results", "runs_table", "write"]
 
@@ -60,7 +59,7 @@ def results(outcomes: Sequence[Outcome], environment: Environment, others: Seque
                 for effect in conclusion.effects
             ],
             # What stands in a row of its own: an effect, and of what.
-            "in short": list(in_short(outcome)),
+            "in short": list(outcome.effect),
             "findings": list(conclusion.findings),
             "runs": [_run(result) for result in outcome.results],
         }

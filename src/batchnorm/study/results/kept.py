@@ -20,7 +20,6 @@ from ..error import StudyError
 from ..registry import registered
 from ..statistics import Interval
 from .export import FORMAT
-from .overview import told
 
 __all__ = ["RESULTS", "KeptClaim", "KeptStudy", "outcomes", "read"]
 
@@ -105,10 +104,10 @@ def read(path: Path) -> KeptStudy:
 
 def _claim(name: str, kept: Mapping[str, Any]) -> KeptClaim:
     effects = tuple(map(_effect, kept["effects"]))
-    first = (told(effects[0]), effects[0].name) if effects else ("none", str(kept["reason"]))
+    first = (str(effects[0]), effects[0].name) if effects else ("none", str(kept["reason"]))
     effect, what = kept.get("in short", first)
     # Files of before said of an effect that is none that it is "no number".
-    effect = first[0] if effects and effect == str(effects[0]) else effect
+    effect = first[0] if effects and str(effect).startswith("no number") else effect
     return KeptClaim(
         name,
         str(kept["title"]),

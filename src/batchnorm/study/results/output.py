@@ -10,7 +10,7 @@ from ..claim import TIERS, Conclusion, SubjectClaim
 from ..data.source import Source
 from ..engine import Outcome
 from ..environment import Environment, counted
-from .overview import OVERVIEW, TONES, overview, told
+from .overview import OVERVIEW, TONES, overview
 
 __all__ = ["page"]
 
@@ -126,7 +126,7 @@ def _spent(seconds: float) -> str:
 
 
 def _effects(conclusion: Conclusion) -> Table:
-    rows = [(effect.name, told(effect), effect.note) for effect in conclusion.effects]
+    rows = [(effect.name, str(effect), effect.note) for effect in conclusion.effects]
     if any(note for _, _, note in rows):
         return Table(("effect", "estimate", "note"), rows)
     return Table(("effect", "estimate"), [row[:2] for row in rows])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from ...report import Block, Counts, Heading, Line, Lines, Section
-from ..claim import Effect, Topic, Verdict
+from ..claim import Topic, Verdict
 from ..engine import Outcome
 
-__all__ = ["OVERVIEW", "TONES", "in_short", "overview", "told"]
+__all__ = ["OVERVIEW", "TONES", "overview"]
 
 #: The anchor of the overview.
 OVERVIEW = "overview"
@@ -21,19 +20,6 @@ _WHAT = (
     "Batch normalization is a layer of a neural network: it subtracts each feature's mean over a batch and divides by "
     "its standard deviation, then scales and shifts by two numbers that the network learns."
 )
-
-
-def told(effect: Effect) -> str:
-    """Gives an effect's estimate and interval in words; a dash where it has none."""
-    return "–" if math.isnan(effect.interval.estimate) else str(effect)
-
-
-def in_short(outcome: Outcome) -> tuple[str, str]:
-    """Gives what stands in a claim's row: the effect that decided, and of what."""
-    effect, what = outcome.effect
-    if outcome.conclusion.short is None and outcome.conclusion.effects:
-        effect = told(outcome.conclusion.effects[0])
-    return effect, what
 
 
 def overview(outcomes: Sequence[Outcome]) -> Section:
@@ -58,7 +44,7 @@ def _blocks(outcomes: Sequence[Outcome]) -> Iterator[Block]:
 
 def _line(outcome: Outcome) -> Line:
     about, conclusion = outcome.claim.about, outcome.conclusion
-    effect, what = in_short(outcome)
+    effect, what = outcome.effect
     number, apart, span = effect.partition(" (")
     words, fact, rest = what, number, f"{apart.strip()}{span}"
     if conclusion.short is not None:
